@@ -1,6 +1,6 @@
 """Every exception Nightjar raises on purpose.
 
-NightjarError                one clear sentence: what is wrong, where, what to do; the command line exits with 2
+NightjarError                one clear sentence: what, where, what to do; the command exits with 2
 ├── ConfigError              conf/*.yaml or --set is wrong: unknown key, bad value, missing file
 ├── InputError               raw data cannot be read at all (single bad rows go to quarantine instead)
 ├── NotCommitted             a table a stage reads has no commit for that date: names the stage to run

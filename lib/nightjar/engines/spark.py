@@ -1,0 +1,243 @@
+"""Spark: the session, reading committed tables, and writing tables through their contract.
+
+Parts are written by our own writer inside `mapInArrow` tasks rather than by Spark's file committer: a part
+is checked, hashed and put in place in one pass, its name and bytes depend on its rows alone, and a retried or
+speculative task puts the same bytes again. Only DataFrame expressions and mapInArrow are used, so the same
+code runs on Spark 3.5 to 4.3 and over Spark Connect.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyspark import TaskContext
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from nightjar.config import NightConfig
+from nightjar.errors import NightjarError, StageError
+from nightjar.store import Attempt, Committed, FileEntry
+
+ENTRIES = "name string, bytes long, sha256 string, rows long, part int"
+
+Rows = Iterator[pa.RecordBatch]
+
+
+def session(config: NightConfig) -> SparkSession:
+    """The running session, or a new one; under spark-submit the master and memory are its own.
+
+    PYSPARK_PYTHON is set to this interpreter: without it executors start the system's python, which
+    has neither pyarrow nor nightjar.
+    """
+    # A relative interpreter under spark-submit is one inside a shipped archive; leave it alone.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("nightjar")
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        builder = _local(builder, config)
+    for key, value in _fixed(config).items():
+        builder = builder.config(key, value)
+    try:
+        spark = builder.getOrCreate()
+    except Exception as error:  # py4j raises a plain RuntimeError subclass when the JVM does not start
+        raise StageError(
+            f"Spark did not start ({_first_line(error)}); run `nightjar doctor` to see whether Java is there"
+        ) from None
+    if hasattr(spark, "sparkContext"):
+        spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def _local(builder: Any, config: NightConfig) -> Any:
+    builder = builder.master(config.spark.master).config("spark.driver.memory", config.spark.driver_memory)
+    quiet = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+    for key, value in {**quiet, **config.spark.conf}.items():
+        builder = builder.config(key, value)
+    return builder
+
+
+def _fixed(config: NightConfig) -> dict[str, str]:
+    """Settings that results or safety rest on, whoever made the session."""
+    return {
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions),
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+    }
+
+
+def read(spark: SparkSession, inputs: Committed | Sequence[Committed]) -> DataFrame:
+    """Committed rows as a DataFrame with the contract's schema: the files the manifests list, no others."""
+    several = [inputs] if isinstance(inputs, Committed) else list(inputs)
+    paths = [path for one in several for path in one.paths()]
+    schema = from_arrow_schema(several[0].dataset.table.schema)
+    if not paths:
+        return spark.createDataFrame([], schema)
+    return spark.read.schema(schema).parquet(*paths)
+
+
+def write(frame: DataFrame, attempt: Attempt, n_parts: int, by: Sequence[str]) -> tuple[FileEntry, ...]:
+    """Writes a DataFrame as n_parts parts: hashed by the first column of `by`, sorted by all of them.
+
+    The layout is fixed by the arguments, so equal rows give equal bytes whatever the cluster, the shuffle
+    partitions or the retries. Rows of one user thus share a part number across all tables of users.
+    """
+    placed = frame.repartition(n_parts, F.col(by[0])).sortWithinPartitions(*by)
+    return write_placed(placed, attempt, n_parts)
+
+
+def write_ranges(
+    frame: DataFrame, attempt: Attempt, n_parts: int, part: str, by: str
+) -> tuple[FileEntry, ...]:
+    """Writes a DataFrame whose column `part` (0…n_parts−1) says where a row goes, sorted by `by`; drops `part`."""
+    keyed = frame.repartitionByRange(n_parts, F.col(part)) if n_parts > 1 else frame.coalesce(1)
+    return write_placed(keyed.sortWithinPartitions(part, by), attempt, n_parts, part)
+
+
+def write_placed(
+    frame: DataFrame, attempt: Attempt, n_parts: int, part: str | None = None
+) -> tuple[FileEntry, ...]:
+    """Writes each partition of a DataFrame as the part of its number, or by a column that names the part."""
+    task = _ByColumn(attempt, part) if part else _ByPartition(attempt)
+    return _collect(frame.mapInArrow(task, ENTRIES), attempt, n_parts)
+
+
+class _ByPartition:
+    """One partition, one part. A class rather than a closure: it pickles by name and stays small."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+
+    def __call__(self, batches: Rows) -> Rows:
+        context = TaskContext.get()
+        number = context.partitionId() if context else 0
+        yield _entry_batch([self.attempt.write_part(number, batches)])
+
+
+class _ByColumn:
+    """Rows sorted by a part column: each run of equal values becomes that part."""
+
+    def __init__(self, attempt: Attempt, column: str) -> None:
+        self.attempt, self.column = attempt, column
+
+    def __call__(self, batches: Rows) -> Rows:
+        runs = _Runs(batches, self.column)
+        entries = [self.attempt.write_part(number, rows) for number, rows in runs]
+        yield _entry_batch(entries)
+
+
+class _Runs:
+    """Splits batches sorted by an integer column into (value, batches without that column)."""
+
+    def __init__(self, batches: Rows, column: str) -> None:
+        self._pieces = self._split(batches, column)
+        self._next = next(self._pieces, None)
+
+    def __iter__(self) -> Iterator[tuple[int, Iterator[pa.RecordBatch]]]:
+        while self._next is not None:
+            number = self._next[0]
+            yield number, self._run(number)
+
+    def _run(self, number: int) -> Iterator[pa.RecordBatch]:
+        while self._next is not None and self._next[0] == number:
+            piece = self._next[1]
+            self._next = next(self._pieces, None)
+            yield piece
+
+    @staticmethod
+    def _split(batches: Rows, column: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+        for batch in batches:
+            numbers = batch.column(column).to_numpy()
+            rest = batch.drop_columns([column])
+            cuts = [0, *(int(at) + 1 for at in (numbers[1:] != numbers[:-1]).nonzero()[0]), len(numbers)]
+            for start, stop in zip(cuts, cuts[1:], strict=False):
+                if stop > start:
+                    yield int(numbers[start]), rest.slice(start, stop - start)
+
+
+PartTask = Callable[[int], FileEntry]
+
+
+def map_parts(spark: SparkSession, task: PartTask, attempt: Attempt, n_parts: int) -> tuple[FileEntry, ...]:
+    """Runs `task(part)` for every part number, one Spark task each; the task reads and writes its parts itself.
+
+    For tables of users that are already bucketed alike: bucket i of every input makes part i of the output,
+    so nothing is shuffled. A part finished by an earlier, interrupted run is not made again.
+    """
+    todo = [part for part in range(n_parts) if attempt.done(part) is None]
+    if not todo:
+        return _completed(attempt, n_parts, [])
+    numbers = spark.createDataFrame([(part,) for part in todo], "part int").repartitionByRange(
+        len(todo), "part"
+    )
+    return _collect(numbers.mapInArrow(_EachPart(task), ENTRIES), attempt, n_parts)
+
+
+class _EachPart:
+    def __init__(self, task: PartTask) -> None:
+        self.task = task
+
+    def __call__(self, batches: Rows) -> Rows:
+        for batch in batches:
+            yield _entry_batch([self.task(int(number)) for number in batch.column("part").to_numpy()])
+
+
+def _entry_batch(entries: Iterable[FileEntry]) -> pa.RecordBatch:
+    rows = [(e.name, e.bytes, e.sha256, e.rows, e.part) for e in entries]
+    columns = list(zip(*rows, strict=True)) or [[], [], [], [], []]
+    types = (pa.string(), pa.int64(), pa.string(), pa.int64(), pa.int32())
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, names=["name", "bytes", "sha256", "rows", "part"])
+
+
+def _collect(entries: DataFrame, attempt: Attempt, n_parts: int) -> tuple[FileEntry, ...]:
+    with spark_errors(attempt.dataset.table.name):
+        rows = entries.collect()
+    written = [FileEntry(r["name"], r["bytes"], r["sha256"], r["rows"], r["part"]) for r in rows]
+    return _completed(attempt, n_parts, written)
+
+
+def _completed(attempt: Attempt, n_parts: int, written: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
+    """All n_parts entries in order: just written, finished earlier, or empty (Spark runs no task for no rows)."""
+    by_part = {entry.part: entry for entry in written}
+    out = []
+    for part in range(n_parts):
+        entry = by_part.get(part)
+        out.append(entry or attempt.write_part(part, []))
+    return tuple(out)
+
+
+class spark_errors:  # noqa: N801 - reads as a context manager
+    """Turns Spark's failures into one sentence; an error of ours raised in a task keeps its own words."""
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, NightjarError):
+            return
+        if isinstance(error, PySparkException) or type(error).__module__.startswith("py4j"):
+            raise _translated(error, self.doing) from None
+
+
+def _translated(error: BaseException, doing: str) -> NightjarError:
+    from nightjar import errors
+
+    for line in str(error).splitlines():
+        name, colon, text = line.strip().removeprefix("pyspark.errors.exceptions.base.").partition(": ")
+        if colon and name.startswith("nightjar.errors."):
+            kind = getattr(errors, name.rpartition(".")[2], StageError)
+            return kind(text)
+    return StageError(f"Spark failed while writing {doing}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

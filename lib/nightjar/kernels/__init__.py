@@ -1,0 +1,1 @@
+"""Pure NumPy and SciPy: no engine, no I/O."""

@@ -1,0 +1,104 @@
+"""The night: its stages, in order. Start here.
+
+Each stage reads committed tables and commits new ones; the function behind a declaration is in
+stages/<name>.py, the contract of each table in tables.py. Nothing here imports an engine.
+"""
+
+from nightjar.stage import Raw, Stage, Window
+from nightjar.tables import (
+    CANDIDATES,
+    EVENTS,
+    INDEX_SHARDS,
+    INTERACTIONS,
+    ITEM_EMBEDDINGS,
+    ITEM_TEXT,
+    ITEM_VECTORS,
+    ITEMS,
+    ITEMS_QUARANTINE,
+    METRICS,
+    POPULARITY,
+    QUARANTINE,
+    RECOMMENDATIONS,
+    USER_VECTORS,
+    USERS,
+)
+
+EVENTS_RAW = Raw("events_raw")
+ITEMS_RAW = Raw("items_raw")
+USERS_RAW = Raw("users_raw")
+
+CLEAN_EVENTS = Stage(
+    "clean_events",
+    "spark",
+    reads=(EVENTS_RAW,),
+    writes=(EVENTS, QUARANTINE),
+)
+BUILD_ITEMS = Stage(
+    "build_items",
+    "spark",
+    reads=(ITEMS_RAW, Window(EVENTS)),
+    writes=(ITEMS, ITEM_TEXT, ITEMS_QUARANTINE),
+)
+ENCODE_ITEMS = Stage(
+    "encode_items",
+    "ray",
+    reads=(ITEM_TEXT,),
+    writes=(ITEM_EMBEDDINGS,),
+)
+WEIGH_EVENTS = Stage(
+    "weigh_events",
+    "spark",
+    reads=(Window(EVENTS), ITEMS, USERS_RAW),
+    writes=(INTERACTIONS, USERS, POPULARITY),
+    also=("clean_events",),  # the weights of scenes and event types stand there
+)
+LEARN_TASTE = Stage(
+    "learn_taste",
+    "ray",
+    reads=(ITEM_TEXT, ITEM_EMBEDDINGS, INTERACTIONS),
+    writes=(ITEM_VECTORS,),
+)
+AGGREGATE_USERS = Stage(
+    "aggregate_users",
+    "spark",
+    reads=(INTERACTIONS, ITEM_VECTORS),
+    writes=(USER_VECTORS,),
+)
+BUILD_INDEX = Stage(
+    "build_index",
+    "ray",
+    reads=(ITEM_VECTORS,),
+    writes=(INDEX_SHARDS,),
+)
+RETRIEVE = Stage(
+    "retrieve",
+    "ray",
+    reads=(USER_VECTORS, INTERACTIONS, ITEMS, ITEM_VECTORS, INDEX_SHARDS),
+    writes=(CANDIDATES,),
+)
+RANK = Stage(
+    "rank",
+    "spark",
+    reads=(CANDIDATES, USERS, USER_VECTORS, INTERACTIONS, ITEMS, ITEM_VECTORS, POPULARITY),
+    writes=(RECOMMENDATIONS,),
+)
+PUBLISH = Stage(
+    "publish",
+    "local",
+    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, QUARANTINE),
+    writes=(METRICS,),
+)
+
+NIGHT: tuple[Stage, ...] = (
+    CLEAN_EVENTS,
+    BUILD_ITEMS,
+    ENCODE_ITEMS,
+    WEIGH_EVENTS,
+    LEARN_TASTE,
+    AGGREGATE_USERS,
+    BUILD_INDEX,
+    RETRIEVE,
+    RANK,
+    PUBLISH,
+)
+"""Every stage, in order. The last one, `publish`, moves LATEST.json when its gates allow it."""

@@ -1,0 +1,365 @@
+"""The contract of every dataset: Arrow schema, key and invariants, all in this one file.
+
+A part is checked against its table while it is written (store.py), so nothing that breaks a contract is
+ever committed. Fields are nullable only where the schema says so. `*_id` are external strings, `*_num`
+dense int64 numbers valid for one night. Vectors are float32 of a length (`dim`) known when written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nightjar.errors import ContractError
+
+TIME = pa.timestamp("us", tz="UTC")
+WEIGHT_ONE = 1 << 20
+"""Fixed-point 1.0 of interaction weights: integer sums do not depend on the order of addition."""
+
+Check = Callable[[pa.Table], str | None]
+"""Looks at one row group and returns what is wrong with it, or None."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One dataset's contract.
+
+    schema: Arrow fields; a list<float> field named in `vector` is written with a fixed size.
+    key: columns that identify a row; parts are sorted so that equal keys would be neighbours.
+    checks: invariants of a row group beyond types, nulls and key uniqueness inside a part.
+    """
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...] = ()
+    vector: str | None = None
+    checks: tuple[Check, ...] = ()
+
+    def arrow_schema(self, dim: int | None = None) -> pa.Schema:
+        """The schema to write; `dim` is the length of the vector column, needed where there is one."""
+        if self.vector is None:
+            return self.schema
+        if dim is None:
+            raise ContractError(f"{self.name}: its vectors need a dimension before anything is written")
+        index = self.schema.get_field_index(self.vector)
+        fixed = pa.field(self.vector, pa.list_(pa.float32(), dim), nullable=False)
+        return self.schema.set(index, fixed)
+
+    def conform(self, rows: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+        """`rows` with exactly `schema`, or a ContractError that prints both sides."""
+        if set(rows.column_names) != set(schema.names):
+            raise ContractError(
+                f"{self.name}: {where} has columns {sorted(rows.column_names)}, the contract says "
+                f"{sorted(schema.names)}"
+            )
+        try:
+            out = rows.select(schema.names).cast(schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise ContractError(
+                f"{self.name}: {where} does not fit its contract ({error}); got "
+                f"[{_fields(rows.schema)}], the contract says [{_fields(schema)}]"
+            ) from None
+        for field in schema:
+            if not field.nullable and out.column(field.name).null_count:
+                raise ContractError(f"{self.name}: {where} has nulls in {field.name}, which allows none")
+        for check in self.checks:
+            if fault := check(out):
+                raise ContractError(f"{self.name}: {where}: {fault}")
+        return out
+
+
+def _fields(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}{'' if field.nullable else '!'}" for field in schema)
+
+
+def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A fixed-size list column as a (rows, dim) float32 matrix, without a copy where it is one chunk."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # an empty chunked array stays one
+        return np.zeros((0, array.type.list_size), np.float32)
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    matrix: np.ndarray = flat.reshape(len(array), array.type.list_size)
+    return matrix
+
+
+def vector_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
+    """A (rows, dim) float32 matrix as an Arrow fixed-size list array, without a copy."""
+    flat = np.ascontiguousarray(matrix, np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), matrix.shape[1])
+
+
+def finite(name: str) -> Check:
+    """No NaN and no infinity in a float or vector column."""
+
+    def check(rows: pa.Table) -> str | None:
+        column = rows.column(name)
+        values = vectors(column) if pa.types.is_fixed_size_list(column.type) else column.to_numpy()
+        bad = ~np.isfinite(values)
+        return f"{int(bad.sum())} values of {name} are not finite" if bad.any() else None
+
+    return check
+
+
+def unit_norm(name: str, tolerance: float = 1e-3) -> Check:
+    """Every vector has length 1."""
+
+    def check(rows: pa.Table) -> str | None:
+        norms = np.linalg.norm(vectors(rows.column(name)), axis=1)
+        bad = np.abs(norms - 1) > tolerance
+        return f"{int(bad.sum())} vectors of {name} are not of length 1" if bad.any() else None
+
+    return check
+
+
+def not_blank(name: str) -> Check:
+    """No empty string."""
+
+    def check(rows: pa.Table) -> str | None:
+        blank = pc.sum(pc.equal(rows.column(name), "")).as_py() or 0
+        return f"{blank} values of {name} are empty" if blank else None
+
+    return check
+
+
+def at_least(name: str, bound: int) -> Check:
+    """No value below a bound."""
+
+    def check(rows: pa.Table) -> str | None:
+        least = pc.min(rows.column(name)).as_py()
+        return f"{name} has {least}, below {bound}" if least is not None and least < bound else None
+
+    return check
+
+
+def one_of(name: str, allowed: tuple[str, ...]) -> Check:
+    """Only values of a closed set."""
+
+    def check(rows: pa.Table) -> str | None:
+        strange = set(pc.unique(rows.column(name)).to_pylist()) - set(allowed)
+        return f"{name} has {sorted(map(str, strange))}, allowed are {sorted(allowed)}" if strange else None
+
+    return check
+
+
+def ranked_lists(rows: pa.Table) -> str | None:
+    """Candidate lists: as many scores as items, scores non-increasing, no −1, no repeats."""
+    for nums, scores in zip(rows.column("item_nums").chunks, rows.column("scores").chunks, strict=True):
+        offsets = nums.offsets.to_numpy()
+        if not np.array_equal(np.diff(offsets), np.diff(scores.offsets.to_numpy())):
+            return "item_nums and scores differ in length"
+        row_of = np.repeat(np.arange(len(nums)), np.diff(offsets))
+        flat_nums, flat_scores = nums.flatten().to_numpy(), scores.flatten().to_numpy()
+        if (flat_nums < 0).any():
+            return "item_nums holds a negative number"
+        same_row = row_of[1:] == row_of[:-1]
+        if (flat_scores[1:][same_row] > flat_scores[:-1][same_row]).any():
+            return "scores rise within a list"
+        order = np.lexsort((flat_nums, row_of))
+        repeats = (row_of[order][1:] == row_of[order][:-1]) & (flat_nums[order][1:] == flat_nums[order][:-1])
+        if repeats.any():
+            return "an item stands twice in a list"
+    return None
+
+
+def dense_ranks(rows: pa.Table) -> str | None:
+    """Recommendations: each user's ranks go 1, 2, … without a gap, and no item stands twice."""
+    user = rows.column("user_id").combine_chunks().dictionary_encode()
+    code = (user.combine_chunks() if isinstance(user, pa.ChunkedArray) else user).indices.to_numpy()
+    rank = rows.column("rank").to_numpy()
+    starts = np.r_[True, code[1:] != code[:-1]] if len(code) else np.zeros(0, bool)
+    # A row group may begin inside a user's list, so its first run may start at any rank.
+    expected = np.r_[rank[:1], np.where(starts[1:], 1, rank[:-1] + 1)] if len(code) else rank
+    if not np.array_equal(rank, expected):
+        return "ranks of a user have a gap or do not start at 1"
+    item = rows.column("item_id").combine_chunks().dictionary_encode()
+    item_code = (item.combine_chunks() if isinstance(item, pa.ChunkedArray) else item).indices.to_numpy()
+    pairs = np.stack([code.astype(np.int64), item_code.astype(np.int64)], axis=1)
+    return None if len(np.unique(pairs, axis=0)) == len(pairs) else "an item stands twice in a user's list"
+
+
+def _schema(*fields: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) -> pa.Schema:
+    """Fields as (name, type) for non-null and (name, type, True) for nullable."""
+    return pa.schema([pa.field(field[0], field[1], nullable=len(field) == 3) for field in fields])
+
+
+TEXT, INT, LONG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float32()
+VECTOR = pa.list_(pa.float32())
+
+EVENTS = Table(
+    "events",
+    _schema(
+        ("event_id", TEXT),
+        ("user_id", TEXT),
+        ("item_id", TEXT, True),  # a search without a click names no item
+        ("scene", TEXT),
+        ("event_type", TEXT),
+        ("event_time", TIME),
+        ("value", pa.float64(), True),
+        ("query", TEXT, True),
+        ("segment", TEXT, True),
+        ("session_id", TEXT),
+    ),
+    key=("event_id",),
+    checks=(not_blank("event_id"), not_blank("user_id")),
+)
+QUARANTINE_SCHEMA = _schema(
+    ("stage", TEXT), ("scene", TEXT), ("reason", TEXT), ("payload", TEXT), ("source_file", TEXT)
+)
+QUARANTINE = Table("quarantine", QUARANTINE_SCHEMA, checks=(not_blank("reason"),))
+ITEMS_QUARANTINE = Table("items_quarantine", QUARANTINE_SCHEMA, checks=(not_blank("reason"),))
+ITEMS = Table(
+    "items",
+    _schema(
+        ("item_id", TEXT),
+        ("item_num", LONG),
+        ("title", TEXT),
+        ("fields", pa.map_(TEXT, TEXT), True),
+        ("category", TEXT, True),
+        ("available", pa.bool_()),
+        ("first_seen", TIME, True),
+        ("updated_at", TIME, True),
+    ),
+    key=("item_id",),
+    checks=(not_blank("item_id"), at_least("item_num", 0)),
+)
+ITEM_TEXT = Table(
+    "item_text",
+    _schema(("item_id", TEXT), ("item_num", LONG), ("text", TEXT), ("text_hash", TEXT)),
+    key=("item_id",),
+    checks=(not_blank("text"), at_least("item_num", 0)),
+)
+ITEM_EMBEDDINGS = Table(
+    "item_embeddings",
+    _schema(("item_id", TEXT), ("text_hash", TEXT), ("embedding", VECTOR)),
+    key=("item_id",),
+    vector="embedding",
+    checks=(finite("embedding"), unit_norm("embedding")),
+)
+USERS = Table(
+    "users",
+    _schema(
+        ("user_id", TEXT),
+        ("segment", TEXT, True),
+        ("n_events", LONG),
+        ("n_items", LONG),
+        ("last_event_time", TIME, True),
+    ),
+    key=("user_id",),
+    checks=(not_blank("user_id"),),
+)
+INTERACTIONS = Table(
+    "interactions",
+    _schema(
+        ("user_id", TEXT),
+        ("item_num", LONG),
+        ("weight", LONG),  # fixed point, WEIGHT_ONE is 1.0; below 0 where negative events prevail
+        ("n_events", INT),
+        ("last_event_time", TIME),
+        ("in_profile", pa.bool_()),  # within the history cap; a row outside it still counts as seen
+    ),
+    key=("user_id", "item_num"),
+    checks=(at_least("item_num", 0),),
+)
+POPULARITY = Table(
+    "popularity",
+    _schema(("segment", TEXT), ("rank", INT), ("item_num", LONG), ("weight", LONG)),  # segment "" is everyone
+    key=("segment", "rank"),
+)
+ITEM_VECTORS = Table(
+    "item_vectors",
+    _schema(("item_id", TEXT), ("item_num", LONG), ("vector", VECTOR)),
+    key=("item_id",),
+    vector="vector",
+    checks=(finite("vector"), at_least("item_num", 0)),
+)
+USER_VECTORS = Table(
+    "user_vectors",
+    _schema(
+        ("user_id", TEXT),
+        ("interest", INT),
+        ("vector", VECTOR),
+        ("importance", FLOAT),
+        ("n_events", LONG),
+        ("last_event_time", TIME),
+    ),
+    key=("user_id", "interest"),
+    vector="vector",
+    checks=(finite("vector"), finite("importance"), unit_norm("vector")),
+)
+INDEX_SHARDS = Table(
+    "index_shards",
+    _schema(
+        ("shard", INT),
+        ("file", TEXT),
+        ("n_vectors", LONG),
+        ("factory", TEXT),
+        ("metric", TEXT),
+        ("sha256", TEXT),
+    ),
+    key=("shard",),
+)
+CANDIDATES = Table(
+    "candidates",
+    _schema(("user_id", TEXT), ("source", TEXT), ("item_nums", pa.list_(LONG)), ("scores", pa.list_(FLOAT))),
+    key=("user_id", "source"),
+    checks=(ranked_lists,),
+)
+SOURCES = ("personal", "popular_segment", "popular")
+"""Where a recommended row comes from: the user's own history, their segment's taste, everybody's."""
+
+RECOMMENDATIONS = Table(
+    "recommendations",
+    _schema(
+        ("user_id", TEXT),
+        ("rank", INT),
+        ("item_id", TEXT),
+        ("score", FLOAT),
+        ("source", TEXT),
+        ("reason", pa.list_(pa.struct([pa.field("item_id", TEXT), pa.field("share", FLOAT)]))),
+    ),
+    key=("user_id", "rank"),
+    checks=(finite("score"), one_of("source", SOURCES), dense_ranks),
+)
+METRICS = Table(
+    "metrics",
+    _schema(
+        ("name", TEXT),
+        ("slice", TEXT),
+        ("value", pa.float64()),
+        ("low", pa.float64(), True),
+        ("high", pa.float64(), True),
+        ("unit", TEXT, True),
+    ),
+    key=("name", "slice"),
+    checks=(finite("value"),),
+)
+
+TABLES: tuple[Table, ...] = (
+    EVENTS,
+    QUARANTINE,
+    ITEMS,
+    ITEM_TEXT,
+    ITEMS_QUARANTINE,
+    ITEM_EMBEDDINGS,
+    USERS,
+    INTERACTIONS,
+    POPULARITY,
+    ITEM_VECTORS,
+    USER_VECTORS,
+    INDEX_SHARDS,
+    CANDIDATES,
+    RECOMMENDATIONS,
+    METRICS,
+)
+
+
+def table_named(name: str) -> Table:
+    """The contract of a table by its name; ContractError lists the known ones."""
+    for table in TABLES:
+        if table.name == name:
+            return table
+    raise ContractError(f"there is no table {name!r}; known: {', '.join(table.name for table in TABLES)}")
