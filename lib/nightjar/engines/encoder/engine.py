@@ -1,0 +1,164 @@
+"""The encoder itself: texts in, vectors out, in the order they came."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nightjar.engines.encoder.backbone import Backbone, choose_backbone, load_model
+from nightjar.engines.encoder.model_dir import ModelLayout, model_fingerprint, read_layout
+from nightjar.engines.encoder.packing import PackedBatch, TokenRows, iter_batches
+from nightjar.engines.encoder.pooling import Head, Pooler, finish, load_head
+from nightjar.engines.encoder.spec import EncoderSpec, EncodeStats
+from nightjar.engines.encoder.tokens import Tokenizer
+from nightjar.errors import ConfigError, InputError
+
+log = logging.getLogger(__name__)
+
+# Texts sorted by token count together. 32,768 titles give batches whose lengths differ by a token or two;
+# their tokens take about 4 MB.
+WINDOW = 32768
+
+
+class Encoder:
+    """A loaded model on one device. Not safe for use from several threads at once."""
+
+    def __init__(self, spec: EncoderSpec, layout: ModelLayout) -> None:
+        """Load tokenizer and weights and check the model against itself; use ``load_encoder``."""
+        self.spec = spec
+        self.layout = layout
+        self.fingerprint = model_fingerprint(spec)
+        self.last_stats = EncodeStats()
+        self._device = torch.device(spec.device)
+        self._budget = spec.budget
+        self._tokenizer = Tokenizer(layout, spec.threads)
+        with torch.inference_mode():
+            self._load()
+
+    @property
+    def dim(self) -> int:
+        """Values in a vector."""
+        return self._dim
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What encoded, for a manifest: model, revision, pooling, prompt, lengths, precision, packing."""
+        return {
+            "model": self.spec.model,
+            "revision": self.layout.revision,
+            "fingerprint": self.fingerprint,
+            "architecture": type(self._model).__name__,
+            "pooling": "+".join(self.layout.pooling),
+            "prompt": self.layout.prompt,
+            "max_length": self.layout.max_length,
+            "dim": self._dim,
+            "normalize": self.spec.normalize,
+            "precision": self.spec.precision,
+            "packed": self._backbone.packed,
+            "not_packed_because": self._not_packed_because,
+        }
+
+    def flops_per_token(self, length: float) -> float:
+        """Operations a token of a text of ``length`` tokens costs: two a weight, and the attention."""
+        attended = length / 2 if self._causal else length
+        return float(2 * self._n_weights + 4 * self._n_layers * self._attention_width * attended)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors (n, dim) float32 of ``texts``, row i for text i; equal texts are encoded once.
+
+        The same list gives the same bytes on the same machine. A text without a token gives a zero vector.
+
+        Raises:
+            InputError: an entry is not a string.
+        """
+        distinct, inverse = _distinct(texts)
+        vectors = np.zeros((len(distinct), self._dim), np.float32)
+        stats = [len(distinct), 0, 0, 0.0, 0.0, 0.0]
+        started = time.perf_counter()
+        for at in range(0, len(distinct), WINDOW):
+            before = time.perf_counter()
+            rows = self._tokenizer(distinct[at : at + WINDOW])
+            stats[4] += time.perf_counter() - before
+            self._encode_window(rows, vectors[at : at + WINDOW])
+            lengths = rows.lengths
+            stats[1] += int(lengths.sum())
+            stats[3] += self._flops(lengths)
+        self.last_stats = EncodeStats(
+            n_texts=len(texts),
+            n_distinct=len(distinct),
+            n_tokens=int(stats[1]),
+            flops=stats[3],
+            tokenize_seconds=stats[4],
+            forward_seconds=time.perf_counter() - started - stats[4],
+        )
+        return vectors if len(distinct) == len(texts) else vectors[inverse]
+
+    def _encode_window(self, rows: TokenRows, out: NDArray[np.float32]) -> None:
+        with torch.inference_mode():
+            for batch in iter_batches(rows, self._budget, padded=not self._backbone.packed):
+                out[batch.rows] = self._vectors(batch).cpu().numpy()
+
+    def _vectors(self, batch: PackedBatch) -> torch.Tensor:
+        hidden = self._backbone(batch)
+        lengths = torch.from_numpy(batch.lengths).to(hidden.device)
+        vectors = self._head(self._pool(hidden, lengths))
+        return finish(vectors, self.layout.dims, normalize=self.spec.normalize)
+
+    def _load(self) -> None:
+        spec, layout = self.spec, self.layout
+        if spec.device == "cpu":
+            torch.set_num_threads(spec.threads)
+        self._model = load_model(layout, spec.precision, self._device)
+        pad_id = self._tokenizer.hf.pad_token_id or 0
+        self._backbone: Backbone
+        self._backbone, self._not_packed_because = choose_backbone(self._model, layout, pad_id)
+        n_prompt = 0 if layout.include_prompt else self._tokenizer.n_prompt_tokens
+        self._pool = Pooler(layout.pooling, n_prompt)
+        self._head: Head = load_head(layout, self._device)
+        self._measure_model()
+        full = len(self._vectors(PackedBatch(np.array([5], np.int32), np.array([1]), np.array([0])))[0])
+        self._dim = full
+        if layout.dims is not None and full < layout.dims:
+            raise ConfigError(f"encoder dims {layout.dims} is more than the {full} values of {spec.model}")
+
+    def _measure_model(self) -> None:
+        config: Any = self._model.config
+        config = config.get_text_config()
+        linear = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear)]
+        self._n_weights = sum(m.weight.numel() for m in linear)
+        self._n_layers = int(config.num_hidden_layers)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._attention_width = int(head_dim * config.num_attention_heads)
+        self._causal = any(getattr(m, "is_causal", False) for m in self._model.modules())
+
+    def _flops(self, lengths: NDArray[np.int64]) -> float:
+        per_weight, per_length = self.flops_per_token(0), self.flops_per_token(1) - self.flops_per_token(0)
+        return float(per_weight * lengths.sum() + per_length * np.square(lengths.astype(np.float64)).sum())
+
+
+def load_encoder(spec: EncoderSpec) -> Encoder:
+    """Load the model of ``spec`` from local files.
+
+    Raises:
+        ConfigError: the model is not here, is incomplete, or is one this engine cannot reproduce.
+    """
+    return Encoder(spec, read_layout(spec))
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Distinct texts in order of first appearance, and for each text the number of its distinct one."""
+    seen: dict[str, int] = {}
+    inverse = np.empty(len(texts), np.int64)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(
+                f"text {i} to encode is {type(text).__name__}, not a string: give '' where it is missing"
+            )
+        inverse[i] = seen.setdefault(text, len(seen))
+    return list(seen), inverse

@@ -1,0 +1,106 @@
+"""Texts to token ids: the model's own tokenizer, given flat arrays instead of lists of lists."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from transformers import AutoTokenizer
+
+from nightjar.engines.encoder.model_dir import NO_LIMIT, ModelLayout
+from nightjar.engines.encoder.packing import TokenRows
+from nightjar.errors import ConfigError
+
+
+class Tokenizer:
+    """The tokenizer of a model directory, with the model's prompt, lower-casing and effective maximum length."""
+
+    def __init__(self, layout: ModelLayout, threads: int = 1) -> None:
+        """Load it from files alone.
+
+        Raises:
+            ConfigError: the files give no tokenizer, or one that gives a single text several segments
+            (XLNet).
+        """
+        # tokenizers reads this at every call; its thread pool would compete with the actors on the other
+        # cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+        saved = layout.kwargs_of("processor_kwargs", "tokenizer_args")
+        saved.pop("model_max_length", None)
+        try:
+            self.hf: Any = AutoTokenizer.from_pretrained(
+                str(layout.transformer_dir), local_files_only=True, trust_remote_code=False, **saved
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{layout.transformer_dir} gives no tokenizer: {error}") from error
+        self.max_length = layout.max_length
+        self.prompt = layout.prompt
+        self.backend: Any = getattr(self.hf, "backend_tokenizer", None)
+        self._check_segments()
+        if (
+            self.backend is not None
+        ):  # after the check: a call of the transformers tokenizer resets truncation
+            self._set_up_backend(layout.do_lower_case)
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """Tokens of the prompt alone without a trailing special token, as sentence-transformers counts them."""
+        if not self.prompt:
+            return 0
+        ids = self._encode([self.prompt])[0]
+        return len(ids) - (len(ids) > 0 and ids[-1] in self.hf.all_special_ids)
+
+    def __call__(self, texts: Sequence[str]) -> TokenRows:
+        """Token ids of ``prompt + text`` for every text, special tokens included, cut at the maximum length."""
+        if self.prompt:
+            texts = [self.prompt + text for text in texts]
+        rows = self._encode(texts)
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
+        return TokenRows(ids, offsets)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        if self.backend is not None:
+            return [
+                encoding.ids
+                for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=True)
+            ]
+        cut = (
+            {"truncation": "longest_first", "max_length": self.max_length}
+            if self.max_length < NO_LIMIT
+            else {}
+        )
+        encoded: list[list[int]] = self.hf(list(texts), return_attention_mask=False, **cut)["input_ids"]
+        return encoded
+
+    def _set_up_backend(self, lower_case: bool) -> None:
+        # tokenizer.json of all-MiniLM-L6-v2 itself pads to 128 and cuts at 128: both are undone here.
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        if self.max_length < NO_LIMIT:
+            self.backend.enable_truncation(self.max_length, direction=self.hf.truncation_side)
+        normalizer = self.backend.normalizer
+        if lower_case and not _lowercases(normalizer):
+            steps = [Lowercase(), *([normalizer] if normalizer is not None else [])]
+            self.backend.normalizer = NormalizerSequence(steps)
+
+    def _check_segments(self) -> None:
+        encoded = self.hf("a probe of two words", return_token_type_ids=True)
+        if any(encoded.get("token_type_ids") or ()):
+            raise ConfigError(
+                "this tokenizer gives one text several segment ids (XLNet does): it cannot be packed"
+            )
+
+
+def _lowercases(normalizer: Any) -> bool:
+    if isinstance(normalizer, NormalizerSequence):
+        return any(isinstance(step, Lowercase) for step in normalizer)  # type: ignore[attr-defined]
+    return isinstance(normalizer, Lowercase)
