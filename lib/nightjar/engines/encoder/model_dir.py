@@ -137,9 +137,8 @@ def _in_hub_cache(repo: str, revision: str) -> Path:
     path = Path(hub).expanduser() / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
     if not path.is_dir():
         raise ConfigError(
-            f"encoder model {repo}@{revision} is not in the local Hugging Face cache
-            ({Path(hub).expanduser()}): " f"run `hf download {repo} --revision {revision}` where there is a
-            network, or give a directory"
+            f"encoder model {repo}@{revision} is not in the local Hugging Face cache ({Path(hub).expanduser()}): "
+            f"run `hf download {repo} --revision {revision}` where there is a network, or give a directory"
         )
     return path
 
@@ -177,7 +176,7 @@ def read_layout(spec: EncoderSpec) -> ModelLayout:
 
 
 def model_fingerprint(spec: EncoderSpec) -> str:
-    """sha256 over all that decides a vector: weights, configs, tokenizer, prompt, length, precision, dims, pooling.
+    """sha256 over all that decides a vector: weights, configs, tokenizer, prompt, length, precision, pooling.
 
     Resources (device, threads, token budget) and the place of the directory are not in it. A prompt given as
     text and the same prompt given by name give the same fingerprint.
@@ -213,8 +212,8 @@ def _modules(root: Path) -> list[Json]:
             raise ConfigError(f"{path} names the folder {module['path']!r} outside the model: refused")
         if _kind(module) not in {"Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}:
             raise ConfigError(
-                f"{path} has a module of type {module['type']!r}, which this engine cannot reproduce: use a
-                model of " "Transformer, Pooling, Dense, LayerNorm, Dropout and Normalize modules"
+                f"{path} has a module of type {module['type']!r}, which this engine cannot reproduce: it runs "
+                "Transformer, Pooling, Dense, LayerNorm, Dropout and Normalize modules"
             )
     return modules
 

@@ -1,4 +1,4 @@
-"""Form batches by token budget, so that no batch is larger than memory allows and none holds a wasted token."""
+"""Form batches by token budget, so that none outgrows memory and none holds a wasted token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Tokenised texts as flat arrays: row i is ``ids[offsets[i]:offsets[i + 1]]`` (int32 ids, int64 offsets)."""
+    """Tokenised texts as flat arrays: row i is ``ids[offsets[i]:offsets[i + 1]]`` (int32, int64)."""
 
     ids: NDArray[np.int32]
     offsets: Int

@@ -1,4 +1,4 @@
-"""From token vectors to text vectors: pooling of packed batches, then the model's Dense, LayerNorm and Normalize.
+"""From token vectors to text vectors: pooling, then the model's Dense, LayerNorm and Normalize.
 
 Modes and their arithmetic follow sentence-transformers 6.2 (sentence_transformer/modules/pooling.py), sums in
 fp32.
@@ -22,7 +22,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pooler:
-    """Pools packed token vectors (T, D) by ``modes``, concatenated; the first ``n_prompt`` tokens are left out."""
+    """Pools packed token vectors (T, D) by ``modes``, concatenated, without the first ``n_prompt`` tokens."""
 
     modes: tuple[str, ...]
     n_prompt: int = 0

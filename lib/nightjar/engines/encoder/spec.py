@@ -84,7 +84,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """What one call cost: texts given and distinct, tokens run, seconds of tokenising and of the forward pass."""
+    """What one call cost: texts given and distinct, tokens, seconds of tokenising and of the forward pass."""
 
     n_texts: int = 0
     n_distinct: int = 0

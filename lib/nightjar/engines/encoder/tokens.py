@@ -18,7 +18,7 @@ from nightjar.errors import ConfigError
 
 
 class Tokenizer:
-    """The tokenizer of a model directory, with the model's prompt, lower-casing and effective maximum length."""
+    """The tokenizer of a model directory, with the prompt, lower-casing and maximum length that apply."""
 
     def __init__(self, layout: ModelLayout, threads: int = 1) -> None:
         """Load it from files alone.
@@ -49,14 +49,14 @@ class Tokenizer:
 
     @property
     def n_prompt_tokens(self) -> int:
-        """Tokens of the prompt alone without a trailing special token, as sentence-transformers counts them."""
+        """Tokens of the prompt alone without a trailing special token, as its peer counts them."""
         if not self.prompt:
             return 0
         ids = self._encode([self.prompt])[0]
         return len(ids) - (len(ids) > 0 and ids[-1] in self.hf.all_special_ids)
 
     def __call__(self, texts: Sequence[str]) -> TokenRows:
-        """Token ids of ``prompt + text`` for every text, special tokens included, cut at the maximum length."""
+        """Token ids of ``prompt + text`` for every text, special tokens included, cut at max_length."""
         if self.prompt:
             texts = [self.prompt + text for text in texts]
         rows = self._encode(texts)
