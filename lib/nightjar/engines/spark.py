@@ -8,6 +8,7 @@ code runs on Spark 3.5 to 4.3 and over Spark Connect.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -93,17 +94,20 @@ def write(frame: DataFrame, attempt: Attempt, n_parts: int, by: Sequence[str]) -
 def write_ranges(
     frame: DataFrame, attempt: Attempt, n_parts: int, part: str, by: str
 ) -> tuple[FileEntry, ...]:
-    """Writes a DataFrame whose column `part` (0…n_parts−1) says where a row goes, sorted by `by`; drops `part`."""
-    keyed = frame.repartitionByRange(n_parts, F.col(part)) if n_parts > 1 else frame.coalesce(1)
-    return write_placed(keyed.sortWithinPartitions(part, by), attempt, n_parts, part)
+    """Writes a DataFrame whose column `part` (0…n_parts−1) says where a row goes, sorted by `by`."""
+    placed = frame.repartition(n_parts, F.col(part)).sortWithinPartitions(part, by)
+    return write_placed(placed, attempt, n_parts, part)
 
 
 def write_placed(
     frame: DataFrame, attempt: Attempt, n_parts: int, part: str | None = None
 ) -> tuple[FileEntry, ...]:
     """Writes each partition of a DataFrame as the part of its number, or by a column that names the part."""
-    task = _ByColumn(attempt, part) if part else _ByPartition(attempt)
+    task: PartWriter = _ByColumn(attempt, part) if part else _ByPartition(attempt)
     return _collect(frame.mapInArrow(task, ENTRIES), attempt, n_parts)
+
+
+PartWriter = Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]
 
 
 class _ByPartition:
@@ -112,7 +116,7 @@ class _ByPartition:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
 
-    def __call__(self, batches: Rows) -> Rows:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Rows:
         context = TaskContext.get()
         number = context.partitionId() if context else 0
         yield _entry_batch([self.attempt.write_part(number, batches)])
@@ -124,7 +128,7 @@ class _ByColumn:
     def __init__(self, attempt: Attempt, column: str) -> None:
         self.attempt, self.column = attempt, column
 
-    def __call__(self, batches: Rows) -> Rows:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Rows:
         runs = _Runs(batches, self.column)
         entries = [self.attempt.write_part(number, rows) for number, rows in runs]
         yield _entry_batch(entries)
@@ -133,7 +137,7 @@ class _ByColumn:
 class _Runs:
     """Splits batches sorted by an integer column into (value, batches without that column)."""
 
-    def __init__(self, batches: Rows, column: str) -> None:
+    def __init__(self, batches: Iterable[pa.RecordBatch], column: str) -> None:
         self._pieces = self._split(batches, column)
         self._next = next(self._pieces, None)
 
@@ -149,12 +153,12 @@ class _Runs:
             yield piece
 
     @staticmethod
-    def _split(batches: Rows, column: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _split(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[tuple[int, pa.RecordBatch]]:
         for batch in batches:
             numbers = batch.column(column).to_numpy()
             rest = batch.drop_columns([column])
             cuts = [0, *(int(at) + 1 for at in (numbers[1:] != numbers[:-1]).nonzero()[0]), len(numbers)]
-            for start, stop in zip(cuts, cuts[1:], strict=False):
+            for start, stop in itertools.pairwise(cuts):
                 if stop > start:
                     yield int(numbers[start]), rest.slice(start, stop - start)
 
@@ -163,7 +167,7 @@ PartTask = Callable[[int], FileEntry]
 
 
 def map_parts(spark: SparkSession, task: PartTask, attempt: Attempt, n_parts: int) -> tuple[FileEntry, ...]:
-    """Runs `task(part)` for every part number, one Spark task each; the task reads and writes its parts itself.
+    """Runs `task(part)` for every part number, one Spark task each; it reads and writes its parts itself.
 
     For tables of users that are already bucketed alike: bucket i of every input makes part i of the output,
     so nothing is shuffled. A part finished by an earlier, interrupted run is not made again.
@@ -171,24 +175,22 @@ def map_parts(spark: SparkSession, task: PartTask, attempt: Attempt, n_parts: in
     todo = [part for part in range(n_parts) if attempt.done(part) is None]
     if not todo:
         return _completed(attempt, n_parts, [])
-    numbers = spark.createDataFrame([(part,) for part in todo], "part int").repartitionByRange(
-        len(todo), "part"
-    )
-    return _collect(numbers.mapInArrow(_EachPart(task), ENTRIES), attempt, n_parts)
+    numbers = spark.range(0, len(todo), 1, len(todo))
+    return _collect(numbers.mapInArrow(_EachPart(task, todo), ENTRIES), attempt, n_parts)
 
 
 class _EachPart:
-    def __init__(self, task: PartTask) -> None:
-        self.task = task
+    def __init__(self, task: PartTask, todo: Sequence[int]) -> None:
+        self.task, self.todo = task, todo
 
-    def __call__(self, batches: Rows) -> Rows:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Rows:
         for batch in batches:
-            yield _entry_batch([self.task(int(number)) for number in batch.column("part").to_numpy()])
+            yield _entry_batch([self.task(self.todo[int(at)]) for at in batch.column("id").to_numpy()])
 
 
 def _entry_batch(entries: Iterable[FileEntry]) -> pa.RecordBatch:
     rows = [(e.name, e.bytes, e.sha256, e.rows, e.part) for e in entries]
-    columns = list(zip(*rows, strict=True)) or [[], [], [], [], []]
+    columns: list[Sequence[Any]] = [*zip(*rows, strict=True)] or [()] * 5
     types = (pa.string(), pa.int64(), pa.string(), pa.int64(), pa.int32())
     arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, names=["name", "bytes", "sha256", "rows", "part"])
@@ -202,11 +204,11 @@ def _collect(entries: DataFrame, attempt: Attempt, n_parts: int) -> tuple[FileEn
 
 
 def _completed(attempt: Attempt, n_parts: int, written: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
-    """All n_parts entries in order: just written, finished earlier, or empty (Spark runs no task for no rows)."""
+    """All n_parts entries in order: written now, finished earlier, or empty (no rows: Spark runs no task)."""
     by_part = {entry.part: entry for entry in written}
     out = []
     for part in range(n_parts):
-        entry = by_part.get(part)
+        entry = by_part.get(part) or attempt.done(part)
         out.append(entry or attempt.write_part(part, []))
     return tuple(out)
 
