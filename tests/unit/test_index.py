@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nightjar.engines.index import Effort, Shard, build_shard, index_recall, open_shard, search_shards
 from nightjar.errors import ConfigError, ContractError, StorageError
 from nightjar.kernels.sweep import sweep_topk
-from nightjar.kernels.topk import F32, I64, Filters, TopK, select_topk
+from nightjar.kernels.topk import F32, I64, Filters, TopK, rescore, select_topk
 from tests.unit.topk_oracle import World, as_answer, lists_of, worlds
 
 APPROXIMATE = ["IVF8,Flat", "HNSW8", "IVF8,PQ4x4fs", "SQ8"]
@@ -31,7 +31,7 @@ def same_bytes(a: TopK, b: TopK) -> bool:
 def gaussian_world(seed: int = 1, n_items: int = 2000, n_users: int = 70) -> tuple[F32, F32, Filters]:
     """Real-valued vectors with duplicates and near-duplicates where many users' boundary lies; busy users.
 
-    The near-duplicates differ by less than the rounding of a score, so BLAS and fixed order rank them differently.
+    The near-duplicates differ by less than the rounding of a score: BLAS and fixed order disagree on them.
     """
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((n_items, 32)).astype(np.float32)

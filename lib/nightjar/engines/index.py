@@ -237,7 +237,6 @@ class _Searchers:
     matrix: F32
     k: int
     exact: bool = field(init=False)
-    share_eligible: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exact", all(shard.exact for shard in self.shards))
