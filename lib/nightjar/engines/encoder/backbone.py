@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -99,6 +100,8 @@ def load_model(layout: ModelLayout, precision: str, device: torch.device) -> nn.
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ConfigError(f"transformers cannot load the encoder in {folder}: {error}") from error
+    if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
+        model.pooler = None  # BERT's own pooler of the first token: no sentence vector here reads it
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -133,11 +133,12 @@ def _in_package(name: str) -> tuple[Path, str]:
 
 
 def _in_hub_cache(repo: str, revision: str) -> Path:
-    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
-    path = Path(hub).expanduser() / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    path = hub / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
     if not path.is_dir():
         raise ConfigError(
-            f"encoder model {repo}@{revision} is not in the local Hugging Face cache ({Path(hub).expanduser()}): "
+            f"encoder model {repo}@{revision} is not in the local Hugging Face cache ({hub}): "
             f"run `hf download {repo} --revision {revision}` where there is a network, or give a directory"
         )
     return path
@@ -212,7 +213,7 @@ def _modules(root: Path) -> list[Json]:
             raise ConfigError(f"{path} names the folder {module['path']!r} outside the model: refused")
         if _kind(module) not in {"Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}:
             raise ConfigError(
-                f"{path} has a module of type {module['type']!r}, which this engine cannot reproduce: it runs "
+                f"{path} has a module of type {module['type']!r}, which this engine cannot run: it knows "
                 "Transformer, Pooling, Dense, LayerNorm, Dropout and Normalize modules"
             )
     return modules

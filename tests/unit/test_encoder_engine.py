@@ -1,0 +1,96 @@
+"""What a caller relies on: order, determinism, one encoding a text, no vector changed by its batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nightjar.engines.encoder import EncoderSpec, attention, load_encoder
+from nightjar.errors import InputError
+from tests.unit.encoder_models import pooling, sample_texts, save_model, save_modules
+
+FAMILIES = ["bert", "mpnet", "modernbert", "qwen3"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {family: save_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+    for folder in made.values():
+        save_modules(folder, pooling("mean"))
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vector_does_not_depend_on_its_batch(folders: dict[str, Path], family: str) -> None:
+    texts = sample_texts(60)
+    together = load_encoder(EncoderSpec(str(folders[family]))).encode(texts)
+    small = load_encoder(EncoderSpec(str(folders[family]), token_budget=64))
+    np.testing.assert_allclose(small.encode(texts), together, atol=1e-6)
+    np.testing.assert_allclose(small.encode(texts[::-1])[::-1], together, atol=1e-6)
+    alone = np.concatenate([small.encode([text]) for text in texts[:10]])
+    np.testing.assert_allclose(alone, together[:10], atol=1e-6)
+
+
+def test_the_same_list_gives_the_same_bytes(folders: dict[str, Path]) -> None:
+    texts = sample_texts(200)
+    first, second = (load_encoder(EncoderSpec(str(folders["bert"]))) for _ in range(2))
+    a = first.encode(texts)
+    np.testing.assert_array_equal(first.encode(texts), a)
+    np.testing.assert_array_equal(second.encode(texts), a)
+    assert a.dtype == np.float32
+    assert np.isfinite(a).all()
+
+
+def test_equal_texts_are_encoded_once(folders: dict[str, Path]) -> None:
+    encoder = load_encoder(EncoderSpec(str(folders["bert"])))
+    texts = ["red lamp", "tin", "red lamp", "red lamp", "tin "]
+    vectors = encoder.encode(texts)
+    assert (encoder.last_stats.n_texts, encoder.last_stats.n_distinct) == (5, 3)
+    np.testing.assert_array_equal(vectors[0], vectors[3])
+    np.testing.assert_array_equal(vectors[[0, 1, 4]], encoder.encode(["red lamp", "tin", "tin "]))
+
+
+def test_nothing_and_text_that_is_no_text(folders: dict[str, Path]) -> None:
+    encoder = load_encoder(EncoderSpec(str(folders["bert"])))
+    assert encoder.encode([]).shape == (0, encoder.dim)
+    with pytest.raises(InputError, match=r"text 1 .* NoneType"):
+        encoder.encode(["a", None])  # type: ignore[list-item]
+
+
+def test_a_text_without_a_token_is_a_zero_vector(folders: dict[str, Path]) -> None:
+    encoder = load_encoder(EncoderSpec(str(folders["qwen3"])))
+    backend = encoder._tokenizer.backend
+    backend.post_processor = None
+    vectors = encoder.encode(["", "red lamp"])
+    assert not vectors[0].any()
+    assert vectors[1].any()
+
+
+def test_a_model_that_packs_wrongly_is_padded(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = load_encoder(EncoderSpec(str(folders["bert"]))).encode(sample_texts(20))
+    honest = attention._by_runs
+
+    def as_one_sequence(
+        layout: attention.Layout, qkv: tuple[torch.Tensor, ...], *rest: object
+    ) -> torch.Tensor:
+        whole = attention.Layout([(0, 1, qkv[0].shape[0])], layout.cu_lengths, qkv[0].shape[0])
+        return honest(whole, qkv, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "_by_runs", as_one_sequence)
+    encoder = load_encoder(EncoderSpec(str(folders["bert"])))
+    assert not encoder.description["packed"]
+    assert "differ" in encoder.description["not_packed_because"]
+    np.testing.assert_allclose(encoder.encode(sample_texts(20)), right, atol=1e-5)
+
+
+def test_flops_follow_the_formula(folders: dict[str, Path]) -> None:
+    encoder = load_encoder(EncoderSpec(str(folders["bert"])))
+    weights = 2 * (4 * 48 * 48 + 2 * 48 * 96)
+    assert encoder.flops_per_token(10) == 2 * weights + 4 * 2 * 48 * 10
+    encoder.encode(["red lamp tin", "cake"])
+    assert encoder.last_stats.flops > 0
