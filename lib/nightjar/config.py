@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,7 +61,7 @@ class Resources(Section):
     num_cpus: float = Field(1.0, ge=0, description="cores of one actor")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one actor, fractions allowed")
     max_attempts: Positive = Field(3, description="tries of one part before the stage fails")
-    token_budget: Positive = Field(4096, description="tokens in one forward pass of the encoder")
+    token_budget: Positive | None = Field(None, description="tokens in one forward pass; default: by device")
     block_users: Positive = Field(1024, description="users searched at once")
 
 
@@ -75,6 +76,9 @@ class Files(Section):
     format: Literal["parquet", "csv", "jsonl"]
     delimiter: str = ","
     quote: str = '"'
+    multiline: bool = Field(
+        False, description="csv: quoted fields may hold line breaks; such a file is read by one task"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's column")
     sql: dict[str, str] = Field(
         default_factory=dict, description="our name: an SQL expression of its columns"
@@ -247,9 +251,6 @@ class WeighEvents(Section):
     history_cap: Positive = Field(200, description="most recent items of a user that shape the profile")
     popularity_half_life_days: float = Field(14.0, gt=0)
     popularity_items: Positive = Field(2000, description="most popular items kept for each segment")
-    popularity_pairs: Positive = Field(
-        50, description="most interactions of one user that count towards popularity on one day"
-    )
     user_parts: Positive = Field(8, description="buckets of users; every user table has a file for each")
     resources: Resources = resources()
 
@@ -273,18 +274,18 @@ class LearnTaste(Section):
 
     transform: Literal["raw", "centre", "whiten"] = "whiten"
     whiten_power: Share = Field(1.0, description="1: unit variance in every direction; 0: rotation only")
+    shrinkage: Share = Field(
+        0.05, description="pulls small variances towards the mean before dividing by them"
+    )
     smooth_weight: Factor = Field(
         1.0, description="how much of its co-occurrence neighbours an item takes on"
     )
-    smooth_neighbours: Positive = 50
-    smooth_pairs_per_user: Positive = Field(100, description="most recent items of a user that make pairs")
     resources: Resources = resources()
 
 
 class AggregateUsers(Section):
     """Interactions and item vectors -> user vectors."""
 
-    min_weight: Factor = Field(0.0, description="interactions of less weight do not shape the vector")
     resources: Resources = resources()
 
 
@@ -301,6 +302,9 @@ class Retrieve(Section):
     """User vectors and shards -> candidates."""
 
     k_prime: Positive = Field(100, description="candidates a user")
+    exclude_seen: bool = True
+    nprobe: Positive = Field(32, description="IVF factories: lists visited for a user")
+    ef_search: Positive = Field(256, description="HNSW factories: beam of a search")
     recall_sample: int = Field(500, ge=0, description="users whose result is held against exact search")
     min_recall: Share = Field(0.95, description="IndexRecall below it refuses the index")
     seed: int = 0
@@ -311,7 +315,6 @@ class Rank(Section):
     """Candidates, popularity, items -> the list of every known user."""
 
     k: Positive = 20
-    exclude_seen: bool = True
     popularity_weight: Factor = Field(
         0.1, description="weight of recent popularity beside the personal score"
     )
@@ -338,17 +341,16 @@ class Publish(Section):
     resources: Resources = resources()
 
 
-class Backtest(Section):
+class Evaluate(Section):
     """Temporal back-test: lists as of t0 against what happened in the days after."""
 
     test_days: Positive = 7
-    windows: Positive = 1
+    windows: Positive = Field(1, description="how many t0, test_days apart, the last one ending with ds")
+    popular_days: Positive = Field(30, description="days that the baseline `popular` counts users over")
     ks: tuple[Positive, ...] = (10, 20)
     n_resamples: Positive = 1000
     seed: int = 0
-    repeat: Literal["exclude", "include"] = Field(
-        "exclude", description="items seen before t0: out of truth and lists, or in both"
-    )
+    resources: Resources = resources()
 
 
 class SparkConfig(Section):
@@ -372,6 +374,7 @@ class NightConfig(Section):
     """Everything a night is told."""
 
     root: str
+    ds: date | None = Field(None, description="the night run where --ds is not given; else yesterday, UTC")
     spark: SparkConfig = Field(default_factory=SparkConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     clean_events: CleanEvents
@@ -384,7 +387,7 @@ class NightConfig(Section):
     retrieve: Retrieve = Field(default_factory=Retrieve)
     rank: Rank = Field(default_factory=Rank)
     publish: Publish = Field(default_factory=Publish)
-    backtest: Backtest = Field(default_factory=Backtest)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
 
     @model_validator(mode="after")
     def _long_enough(self) -> NightConfig:

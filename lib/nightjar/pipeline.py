@@ -19,6 +19,8 @@ from nightjar.tables import (
     POPULARITY,
     QUARANTINE,
     RECOMMENDATIONS,
+    TRUTH,
+    USER_METRICS,
     USER_VECTORS,
     USERS,
 )
@@ -61,7 +63,7 @@ LEARN_TASTE = Stage(
 AGGREGATE_USERS = Stage(
     "aggregate_users",
     "spark",
-    reads=(INTERACTIONS, ITEM_VECTORS),
+    reads=(INTERACTIONS, USERS, ITEM_VECTORS),
     writes=(USER_VECTORS,),
 )
 BUILD_INDEX = Stage(
@@ -79,15 +81,26 @@ RETRIEVE = Stage(
 RANK = Stage(
     "rank",
     "spark",
-    reads=(CANDIDATES, USERS, USER_VECTORS, INTERACTIONS, ITEMS, ITEM_VECTORS, POPULARITY),
+    reads=(CANDIDATES, USERS, INTERACTIONS, ITEMS, ITEM_VECTORS, POPULARITY),
     writes=(RECOMMENDATIONS,),
+    also=("retrieve",),  # whether seen items are excluded
 )
 PUBLISH = Stage(
     "publish",
     "local",
-    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, QUARANTINE),
+    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, EVENTS),
     writes=(METRICS,),
+    also=("retrieve", "rank"),  # what the lists are held against
 )
+
+EVALUATE = Stage(
+    "evaluate",
+    "spark",
+    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, Raw("truth")),
+    writes=(TRUTH, USER_METRICS, METRICS),
+    also=("clean_events", "weigh_events", "retrieve"),  # what counts as liked, and whether seen items count
+)
+"""Not part of a night: `nightjar backtest` runs it on the lists of an earlier date."""
 
 NIGHT: tuple[Stage, ...] = (
     CLEAN_EVENTS,

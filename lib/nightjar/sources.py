@@ -93,7 +93,7 @@ def _listing(fs: pafs.FileSystem, path: str, fixed: str) -> list[pafs.FileInfo]:
 
 def _fixed_part(path: str) -> str:
     """The longest leading run of folders without a wildcard; the whole path where there is none."""
-    kept = []
+    kept: list[str] = []
     for name in path.split("/"):
         if any(letter in name for letter in _MAGIC):
             return "/".join(kept)

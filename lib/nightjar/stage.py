@@ -84,6 +84,7 @@ class Night:
     inputs: Mapping[str, tuple[Committed, ...]] = field(default_factory=dict)
     raw: Mapping[str, Mapping[str, tuple[RawFile, ...]]] = field(default_factory=dict)
     outputs: dict[str, tuple[FileEntry, ...]] = field(default_factory=dict)
+    lender: Store | None = None  # another root whose embeddings may be taken over: a back-test's own night
 
     @property
     def store(self) -> Store:

@@ -246,6 +246,12 @@ class Dataset:
             )
         return found
 
+    def of_attempt(self, fingerprint: str) -> Committed | None:
+        """A commit of this date by its fingerprint, also when a later one replaced it; None if it is gone."""
+        name = f"{self.folder}/{fingerprint}/{MANIFEST}"
+        data = self.store.get(name)
+        return None if data is None else Committed(self, Manifest.from_json(data, self.store.path(name)))
+
     def attempt(self, fingerprint: str, dim: int | None = None) -> Attempt:
         """A place to write parts for a fingerprint, visible to no reader until it is committed."""
         return Attempt(self, fingerprint, dim)
@@ -369,6 +375,8 @@ class Attempt:
             raise ContractError(
                 f"{self.dataset.table.name}: parts {parts} are not 0…{len(parts) - 1}; nothing committed"
             )
+        # The copy inside the attempt never changes: LATEST.json points at it, also after ds is run again.
+        self.dataset.store.put(f"{self.folder}/{MANIFEST}", manifest.to_json())
         self.dataset.store.put(f"{self.dataset.folder}/{MANIFEST}", manifest.to_json())
         return Committed(self.dataset, manifest)
 

@@ -324,6 +324,27 @@ RECOMMENDATIONS = Table(
     key=("user_id", "rank"),
     checks=(finite("score"), one_of("source", SOURCES), dense_ranks),
 )
+TRUTH = Table(
+    "truth",
+    _schema(("user_id", TEXT), ("item_num", LONG)),
+    key=("user_id", "item_num"),
+    checks=(at_least("item_num", 0),),
+)
+GROUPS = ("warm", "cold", "unknown")
+"""Users with a history before t0; known without one; not known before t0, so without a list."""
+
+USER_METRICS = Table(
+    "user_metrics",
+    _schema(
+        ("user_id", TEXT),
+        ("method", TEXT),
+        ("group", TEXT),
+        ("n_truth", LONG),
+        ("values", pa.list_(pa.float64())),  # in the order of the manifest's metrics.names
+    ),
+    key=("user_id", "method"),
+    checks=(one_of("group", GROUPS),),
+)
 METRICS = Table(
     "metrics",
     _schema(
@@ -353,6 +374,8 @@ TABLES: tuple[Table, ...] = (
     INDEX_SHARDS,
     CANDIDATES,
     RECOMMENDATIONS,
+    TRUTH,
+    USER_METRICS,
     METRICS,
 )
 

@@ -1,0 +1,8 @@
+"""Learn item vectors from text and behaviour: item_text, item_embeddings, interactions -> item_vectors."""
+
+from nightjar.job import main
+from nightjar.pipeline import LEARN_TASTE
+from nightjar.stages.learn_taste import learn_taste
+
+if __name__ == "__main__":
+    main(LEARN_TASTE, learn_taste)

@@ -1,0 +1,85 @@
+"""A bucket of users' interactions as sparse matrices: rows are users, columns item numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Interactions of some users, in CSR form.
+
+    user_ids: (q,) strings in order; indptr: (q + 1,) int64; item_nums: (n,) int64, rising inside a user;
+    weights: (n,) float32, 1.0 is one fresh event of weight 1; in_profile: (n,) bool, within the history cap.
+    """
+
+    user_ids: np.ndarray
+    indptr: np.ndarray
+    item_nums: np.ndarray
+    weights: np.ndarray
+    in_profile: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def profile(self, n_items: int) -> sparse.csr_matrix:
+        """The (q, n_items) float32 weights that shape the profile; what lies outside the cap is left out."""
+        kept = self.in_profile
+        counts = (
+            np.add.reduceat(np.r_[kept.astype(np.int64), 0], self.indptr[:-1]) if len(self) else np.zeros(0)
+        )
+        counts = np.where(np.diff(self.indptr) > 0, counts, 0)
+        indptr = np.r_[0, np.cumsum(counts)].astype(np.int64)
+        return sparse.csr_matrix((self.weights[kept], self.item_nums[kept], indptr), (len(self), n_items))
+
+    def aligned(self, user_ids: np.ndarray) -> Histories:
+        """The histories of the given users in their order; a user without one gets an empty row."""
+        order = np.argsort(self.user_ids, kind="stable")
+        if not len(self):
+            return Histories(
+                user_ids, np.zeros(len(user_ids) + 1, np.int64), *self._entries(np.zeros(0, np.int64))
+            )
+        at = order[np.minimum(np.searchsorted(self.user_ids, user_ids, sorter=order), len(self) - 1)]
+        found = self.user_ids[at] == user_ids
+        counts = np.where(found, np.diff(self.indptr)[at], 0)
+        indptr = np.r_[0, np.cumsum(counts)].astype(np.int64)
+        within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
+        return Histories(user_ids, indptr, *self._entries(np.repeat(self.indptr[:-1][at], counts) + within))
+
+    def _entries(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.item_nums[at], self.weights[at], self.in_profile[at]
+
+
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""user_ids, item_nums, weights, in_profile of consecutive rows, sorted by user and item."""
+
+
+def whole_users(batches: Iterable[Columns]) -> Iterator[Histories]:
+    """Histories batch by batch; a user that crosses a batch edge is carried over to the next one whole."""
+    carried: Columns | None = None
+    for batch in batches:
+        columns = batch if carried is None else _joined(carried, batch)
+        if not len(columns[0]):
+            continue
+        cut = int(np.flatnonzero(columns[0] == columns[0][-1])[0])
+        carried = tuple(column[cut:] for column in columns)  # type: ignore[assignment]
+        if cut:
+            yield histories(tuple(column[:cut] for column in columns))  # type: ignore[arg-type]
+    if carried is not None:
+        yield histories(carried)
+
+
+def _joined(first: Columns, second: Columns) -> Columns:
+    return tuple(np.concatenate(pair) for pair in zip(first, second, strict=True))  # type: ignore[return-value]
+
+
+def histories(columns: Columns) -> Histories:
+    """Rows sorted by user as Histories."""
+    user_ids, item_nums, weights, in_profile = columns
+    starts = np.flatnonzero(np.r_[True, user_ids[1:] != user_ids[:-1]]) if len(user_ids) else np.zeros(0, int)
+    indptr = np.r_[starts, len(user_ids)].astype(np.int64)
+    return Histories(user_ids[starts], indptr, item_nums, weights, in_profile)

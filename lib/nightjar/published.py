@@ -1,0 +1,93 @@
+"""What is live: LATEST.json, which only `publish` and `rollback` move.
+
+*Committed* and *published* are different facts: a night whose gates refuse stays committed and unpublished,
+and readers of LATEST.json go on with the list before it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from nightjar.errors import NotCommitted, StorageError
+from nightjar.store import Committed, Dataset, Store
+from nightjar.tables import RECOMMENDATIONS
+
+LATEST = f"{RECOMMENDATIONS.name}/LATEST.json"
+KEPT = 30
+"""Published nights that LATEST.json remembers for rolling back."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One published list: whose manifest, and when it went live. manifest: its path below the root."""
+
+    ds: str
+    fingerprint: str
+    manifest: str
+    published_at: str
+
+
+def publications(store: Store) -> list[Publication]:
+    """What is live, followed by what was live before it, newest first; empty before the first publish."""
+    data = store.get(LATEST)
+    if data is None:
+        return []
+    try:
+        raw = json.loads(data)
+        return [Publication(**entry) for entry in (raw["current"], *raw["previous"])]
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{store.path(LATEST)} is damaged ({error}); publish a night again") from None
+
+
+def latest(store: Store) -> Committed:
+    """The published recommendations; NotCommitted before the first publish."""
+    live = publications(store)
+    if not live:
+        raise NotCommitted(f"nothing is published under {store.root}; run `nightjar run` first")
+    return opened(store, live[0])
+
+
+def opened(store: Store, publication: Publication) -> Committed:
+    """The commit behind a publication; NotCommitted where its files were removed."""
+    found = Dataset(store, RECOMMENDATIONS, publication.ds).of_attempt(publication.fingerprint)
+    if found is None:
+        raise NotCommitted(
+            f"the published list of {publication.ds} ({publication.fingerprint}) is gone from {store.root}"
+        )
+    return found
+
+
+def make_live(store: Store, committed: Committed) -> Publication:
+    """Points LATEST.json at a commit, in one atomic step; doing so twice changes nothing."""
+    live = publications(store)
+    manifest = committed.manifest
+    if live and (live[0].ds, live[0].fingerprint) == (manifest.ds, manifest.fingerprint):
+        return live[0]
+    path = f"{committed.dataset.folder}/{manifest.fingerprint}/MANIFEST.json"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    new = Publication(manifest.ds, manifest.fingerprint, path, now)
+    _put(store, [new, *live])
+    return new
+
+
+def roll_back(store: Store, ds: str | None = None) -> Publication:
+    """Makes the list before the live one live again, or the newest earlier one of a date; returns it."""
+    live = publications(store)
+    earlier = [(at, one) for at, one in enumerate(live) if at and (ds is None or one.ds == ds)]
+    if not earlier:
+        which = f"of {ds} " if ds else ""
+        raise NotCommitted(
+            f"no earlier published list {which}is remembered under {store.root}; nothing rolled back"
+        )
+    at, target = earlier[0]
+    opened(store, target)
+    _put(store, live[at:])
+    return target
+
+
+def _put(store: Store, live: list[Publication]) -> None:
+    content: dict[str, Any] = {"current": asdict(live[0]), "previous": [asdict(one) for one in live[1:KEPT]]}
+    store.put(LATEST, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,48 @@
+"""Reading the tables of users bucket by bucket: part i of each of them holds the same users.
+
+`weigh_events` hashes users into a fixed number of buckets and every later table of users keeps that layout,
+so retrieving and ranking need no shuffle. These readers turn one bucket into arrays for the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from nightjar.kernels.interactions import Columns, Histories, histories, whole_users
+from nightjar.store import Committed
+from nightjar.tables import WEIGHT_ONE
+
+COLUMNS = ["user_id", "item_num", "weight", "in_profile"]
+
+
+def read_histories(interactions: Committed, bucket: int) -> Histories:
+    """All histories of one bucket."""
+    return histories(_columns(interactions.read_part(interactions.parts[bucket], COLUMNS)))
+
+
+def stream_histories(interactions: Committed, bucket: int) -> Iterator[Histories]:
+    """The histories of one bucket, some users at a time, a row group in memory."""
+    return whole_users(_columns(batch) for batch in interactions.batches(interactions.parts[bucket], COLUMNS))
+
+
+def _columns(rows: pa.Table | pa.RecordBatch) -> Columns:
+    weights = rows.column("weight").to_numpy().astype(np.float64) / WEIGHT_ONE
+    return (
+        strings(rows.column("user_id")),
+        rows.column("item_num").to_numpy(),
+        weights.astype(np.float32),
+        rows.column("in_profile").to_numpy(zero_copy_only=False)
+        if isinstance(rows, pa.RecordBatch)
+        else rows.column("in_profile").to_numpy(),
+    )
+
+
+def strings(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A string column as a NumPy object array."""
+    array: np.ndarray = (
+        column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
+    )
+    return array

@@ -1,0 +1,191 @@
+"""The gates between committed and published, and the move of LATEST.json.
+
+The audit reads the lists back and holds them against users, items and interactions, independently of the code
+that made them. A refusal leaves the night committed and yesterday's list live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nightjar.config import Publish, Resources
+from nightjar.errors import GateError
+from nightjar.kernels.stability import stability
+from nightjar.published import make_live, opened, publications
+from nightjar.stage import Metrics, Night
+from nightjar.store import Committed
+from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
+
+
+def publish(night: Night, params: Publish, resources: Resources) -> Metrics:
+    """Audits the night's lists and makes them live; GateError names every gate that refuses."""
+    del resources
+    lists = night.read(RECOMMENDATIONS)
+    figures = audit(night, lists)
+    if refusals := list(_refusals(figures, params)):
+        raise GateError(
+            f"publish {night.ds}: {'; '.join(refusals)}; the night stays committed, the published list "
+            "stays as it was"
+        )
+    rows = [
+        {"name": f"publish.{name}", "slice": "all", "value": float(value)} for name, value in figures.items()
+    ]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(METRICS.schema)[:3]))
+    for column in ("low", "high"):
+        table = table.append_column(column, pa.nulls(len(table), pa.float64()))
+    table = table.append_column("unit", pa.nulls(len(table), pa.string()))
+    night.wrote(METRICS, [night.write(METRICS).write_part(0, [table])])
+    live = make_live(night.store, lists)
+    return {**figures, "published_at": live.published_at}
+
+
+def _refusals(figures: dict[str, float], params: Publish) -> Iterator[str]:
+    floors = {
+        "fill": params.min_fill,
+        "user_coverage": params.min_user_coverage,
+        "catalogue_coverage": params.min_catalogue_coverage,
+        "overlap": params.min_overlap,
+    }
+    ceilings = {
+        "seen_leak": params.max_seen_leak,
+        "unavailable": params.max_unavailable,
+        "quarantine_share": params.max_quarantine,
+    }
+    for name, floor in floors.items():
+        if name in figures and figures[name] < floor:
+            yield f"{name} is {figures[name]:.4f}, below {floor}"
+    for name, ceiling in ceilings.items():
+        if name in figures and figures[name] > ceiling:
+            yield f"{name} is {figures[name]:g}, above {ceiling}"
+
+
+@dataclass
+class _Tally:
+    """Sums over buckets of users."""
+
+    users: int = 0
+    with_list: int = 0
+    rows: int = 0
+    allowed: int = 0
+    seen_leak: int = 0
+    unavailable: int = 0
+    overlap: list[np.ndarray] = field(default_factory=list)
+
+
+def audit(night: Night, lists: Committed) -> dict[str, float]:
+    """Figures of the gates, from the committed files, matched by the ids of users and items."""
+    items = night.read(ITEMS).read(["item_id", "available"]).combine_chunks()
+    excluding = night.config.retrieve.exclude_seen
+    users, interactions = night.read(USERS), night.read(INTERACTIONS)
+    before = _before(night)
+    tally, shown = _Tally(), np.zeros(len(items), bool)
+    for bucket, entry in enumerate(lists.parts):
+        rows = lists.read_part(entry, ["user_id", "rank", "item_id"])
+        people = users.read_part(users.parts[bucket], ["user_id"])["user_id"].combine_chunks()
+        seen = interactions.read_part(interactions.parts[bucket], ["user_id", "item_num"])
+        view = _Bucket.of(rows, people, seen, items["item_id"], night.config.rank.k)
+        view.count(tally, items["available"].to_numpy(), excluding)
+        shown[view.item_nums[view.known(len(items))]] = True
+        if before is not None:
+            tally.overlap.append(
+                view.overlap(before.read_part(before.parts[bucket], ["user_id", "rank", "item_id"]), items)
+            )
+    available = items["available"].to_numpy()
+    figures: dict[str, float] = {
+        "users": tally.users,
+        "rows": tally.rows,
+        "fill": tally.rows / max(tally.allowed, 1),
+        "user_coverage": tally.with_list / max(tally.users, 1),
+        "catalogue_coverage": float((shown & available).sum() / max(available.sum(), 1)),
+        "unavailable": tally.unavailable,
+        "quarantine_share": _quarantine_share(night.read(EVENTS)),
+    }
+    if excluding:
+        figures["seen_leak"] = tally.seen_leak
+    if before is not None:
+        figures["overlap"] = float(np.mean(np.concatenate(tally.overlap)))
+    return figures
+
+
+def _before(night: Night) -> Committed | None:
+    """The last published list of an earlier night with the same buckets, to measure change against."""
+    for publication in publications(night.store):
+        if publication.ds < str(night.ds):
+            found = opened(night.store, publication)
+            return found if len(found.parts) == len(night.read(RECOMMENDATIONS).parts) else None
+    return None
+
+
+def _quarantine_share(events: Committed) -> float:
+    counts = events.manifest.metrics
+    rejected = sum(amount for reason, amount in counts.get("quarantined", {}).items() if reason != "future")
+    return float(rejected / max(counts.get("raw", 0), 1))
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """One bucket's lists as numbers. item_nums (q, k): −1 beyond a list's end, n_items up for unknown ids."""
+
+    people: pa.Array
+    item_nums: np.ndarray
+    seen: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, rows: pa.Table, people: pa.Array, seen: pa.Table, item_ids: pa.ChunkedArray, k: int
+    ) -> _Bucket:
+        lists = _lists(rows, people, item_ids, k)
+        user_of = pc.index_in(seen["user_id"], people).to_numpy()
+        return cls(people, lists, (user_of, seen["item_num"].to_numpy()))
+
+    def known(self, n_items: int) -> np.ndarray:
+        mask: np.ndarray = (self.item_nums >= 0) & (self.item_nums < n_items)
+        return mask
+
+    def count(self, tally: _Tally, available: np.ndarray, excluding: bool) -> None:
+        n_users, k = self.item_nums.shape
+        listed = self.item_nums != -1
+        tally.users += n_users
+        tally.with_list += int(listed.any(axis=1).sum())
+        tally.rows += int(listed.sum())
+        known = self.known(len(available))
+        tally.unavailable += int((listed & ~known).sum() + (~available[self.item_nums[known]]).sum())
+        open_items = np.full(n_users, available.sum())
+        if excluding:
+            user_of, item_of = self.seen
+            np.subtract.at(open_items, user_of[available[item_of]], 1)
+            n_items = len(available)
+            users = np.broadcast_to(np.arange(n_users)[:, None], self.item_nums.shape)
+            pairs = users[known].astype(np.int64) * n_items + self.item_nums[known]
+            tally.seen_leak += int(np.isin(pairs, user_of.astype(np.int64) * n_items + item_of).sum())
+        tally.allowed += int(np.minimum(open_items, k).sum())
+
+    def overlap(self, rows: pa.Table, items: pa.Table) -> np.ndarray:
+        """Jaccard overlap with another night's lists, for users who have both."""
+        old = _lists(rows, self.people, items["item_id"], self.item_nums.shape[1])
+        both = (old != -1).any(axis=1) & (self.item_nums != -1).any(axis=1)
+        k = self.item_nums.shape[1]
+        # Ids gone from the catalogue have no number today: give the old ones numbers that match nothing.
+        gone = old >= len(items)
+        old[gone] += k * len(old)
+        return stability(self.item_nums[both], old[both], [k])[f"Jaccard@{k}"]
+
+
+def _lists(rows: pa.Table, people: pa.Array, item_ids: pa.ChunkedArray, k: int) -> np.ndarray:
+    """Rows (user_id, rank, item_id) as a (users, k) matrix of positions in `item_ids`; an id that is not
+    there gets a number of its own above them."""
+    user_of = pc.index_in(rows["user_id"], people)
+    kept = user_of.is_valid().to_numpy()
+    item_of = pc.index_in(rows["item_id"], item_ids).fill_null(-2).to_numpy().astype(np.int64)
+    unknown = np.flatnonzero(item_of == -2)
+    item_of[unknown] = len(item_ids) + unknown
+    rank = rows["rank"].to_numpy()
+    kept &= rank <= k
+    lists = np.full((len(people), k), -1, np.int64)
+    lists[user_of.fill_null(0).to_numpy()[kept], rank[kept] - 1] = item_of[kept]
+    return lists

@@ -1,0 +1,266 @@
+"""Candidates -> the list of every known user: fuse, diversify, cut to k, fill, and say why.
+
+A bucket of users is one Spark task; all tables of users share their buckets, so nothing is shuffled. Users
+without a usable history, and lists the candidates cannot fill, get what is popular in their segment, then with
+everyone, then whatever is available, so that every known user has exactly k items unless the catalogue is smaller.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nightjar.config import Rank, Resources
+from nightjar.engines import spark
+from nightjar.kernels.diversity import Diversity, ItemTraits, rerank
+from nightjar.kernels.fallback import Fallback, fill
+from nightjar.kernels.interactions import Histories
+from nightjar.kernels.reasons import Reasons, contributions
+from nightjar.kernels.topk import ItemLists, select_topk
+from nightjar.matrix import mapped_matrix
+from nightjar.stage import Metrics, Night
+from nightjar.stages.buckets import read_histories, strings
+from nightjar.stages.weigh_events import EVERYONE
+from nightjar.store import Attempt, Committed, FileEntry
+from nightjar.tables import (
+    CANDIDATES,
+    INTERACTIONS,
+    ITEM_VECTORS,
+    ITEMS,
+    POPULARITY,
+    RECOMMENDATIONS,
+    SOURCES,
+    USERS,
+)
+
+PERSONAL, SEGMENT, POPULAR = range(len(SOURCES))
+BLOCK_USERS = 2048
+
+
+def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
+    """Writes exactly k rows for every known user, fewer only where the catalogue has fewer to give."""
+    del resources
+    users, attempt = night.read(USERS), night.write(RECOMMENDATIONS)
+    catalogue = _Inputs(night.read(ITEMS), night.read(ITEM_VECTORS), night.read(POPULARITY))
+    task = RankPart(
+        users,
+        night.read(CANDIDATES),
+        night.read(INTERACTIONS),
+        catalogue,
+        attempt,
+        params,
+        night.config.retrieve.exclude_seen,
+    )
+    entries = spark.map_parts(spark.session(night.config), task, attempt, len(users.parts))
+    night.wrote(RECOMMENDATIONS, entries)
+    return {"users": users.manifest.rows, "rows": sum(entry.rows for entry in entries), "k": params.k}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The item side of ranking, as commits that travel to tasks."""
+
+    items: Committed
+    vectors: Committed
+    popularity: Committed
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The item side of ranking in memory; row = item number.
+
+    item_ids: (n,) strings; available: (n,) bool; category: (n,) int64, −1 for none; popularity: (n,) float32
+    in 0…1 for everyone; fallbacks: for each segment the orders to fill from.
+    """
+
+    item_ids: np.ndarray
+    available: np.ndarray
+    category: np.ndarray
+    popularity: np.ndarray
+    fallbacks: dict[str, tuple[Fallback, ...]]
+
+    @property
+    def default(self) -> tuple[Fallback, ...]:
+        return self.fallbacks[EVERYONE]
+
+
+@functools.lru_cache(maxsize=1)
+def _load(inputs: _Inputs) -> Catalogue:
+    """Once a worker process: Spark reuses its Python workers for all buckets."""
+    items = inputs.items.read(["item_id", "item_num", "available", "category"])
+    n = len(items)
+    available = items["available"].to_numpy()
+    category = items["category"].combine_chunks().dictionary_encode()
+    codes = (category.combine_chunks() if isinstance(category, pa.ChunkedArray) else category).indices
+    popular = inputs.popularity.read().sort_by([("segment", "ascending"), ("rank", "ascending")])
+    rest = Fallback(np.flatnonzero(available), POPULAR)
+    orders: dict[str, tuple[Fallback, ...]] = {EVERYONE: (rest,)}
+    weights = np.zeros(n, np.float32)
+    segment_of = strings(popular["segment"])
+    nums, amounts = popular["item_num"].to_numpy(), popular["weight"].to_numpy()
+    everyone = segment_of == EVERYONE
+    if everyone.any():
+        weights[nums[everyone]] = amounts[everyone] / max(amounts[everyone].max(), 1)
+        orders[EVERYONE] = (Fallback(nums[everyone], POPULAR), rest)
+    for segment in np.unique(segment_of[~everyone]):
+        mine = Fallback(nums[segment_of == segment], SEGMENT)
+        orders[str(segment)] = (mine, *orders[EVERYONE])
+    codes = codes.fill_null(-1).to_numpy().astype(np.int64)
+    return Catalogue(strings(items["item_id"]), available, codes, weights, orders)
+
+
+@dataclass(frozen=True)
+class RankPart:
+    """Inside a Spark task: the lists of one bucket of users."""
+
+    users: Committed
+    candidates: Committed
+    interactions: Committed
+    inputs: _Inputs
+    attempt: Attempt
+    params: Rank
+    exclude_seen: bool
+
+    def __call__(self, bucket: int) -> FileEntry:
+        return self.attempt.write_part(bucket, self._tables(bucket))
+
+    def _tables(self, bucket: int) -> Iterator[pa.Table]:
+        catalogue = _load(self.inputs)
+        people = self.users.read_part(self.users.parts[bucket], ["user_id", "segment"])
+        candidates = self.candidates.read_part(
+            self.candidates.parts[bucket], ["user_id", "item_nums", "scores"]
+        )
+        histories = read_histories(self.interactions, bucket)
+        for start in range(0, len(people), BLOCK_USERS):
+            block = people.slice(start, BLOCK_USERS)
+            user_ids = strings(block["user_id"])
+            mine = histories.aligned(user_ids)
+            nums, scores = _padded(candidates, block["user_id"].combine_chunks())
+            lists, scores = self._ordered(nums, scores, catalogue)
+            reasons = self._reasons(mine, lists)
+            segments = block["segment"].to_pylist()
+            filled, sources = self._filled(lists, mine, segments, catalogue)
+            yield _rows(user_ids, filled, _scores(scores, filled, sources), sources, reasons, catalogue)
+
+    def _reasons(self, histories: Histories, lists: np.ndarray) -> Reasons:
+        V = mapped_matrix(self.inputs.vectors)
+        profile = histories.profile(len(V))
+        history = profile.indptr.astype(np.int64), profile.indices.astype(np.int64)
+        return contributions(history, profile.data, V, lists, self.params.n_reasons)
+
+    def _ordered(
+        self, nums: np.ndarray, scores: np.ndarray, catalogue: Catalogue
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lists (q, k) and their scores: personal plus weighted popularity, diversified when asked for."""
+        params, valid = self.params, nums >= 0
+        fused = np.where(
+            valid, scores + params.popularity_weight * catalogue.popularity[np.maximum(nums, 0)], -np.inf
+        )
+        best = select_topk(fused.astype(np.float32), nums, nums.shape[1])
+        if params.mmr_lambda == 1.0 and params.max_per_category is None:
+            return _cut(best.item_nums, params.k, -1), _cut(best.scores, params.k, -np.inf)
+        how = Diversity(params.mmr_lambda, params.max_per_category)
+        traits = ItemTraits(mapped_matrix(self.inputs.vectors), catalogue.category)
+        order = rerank(best.item_nums, best.scores, traits, params.k, how)
+        at = np.maximum(order, 0)
+        rows = np.arange(len(at))[:, None]
+        return (
+            np.where(order >= 0, best.item_nums[rows, at], -1),
+            np.where(order >= 0, best.scores[rows, at], -np.inf).astype(np.float32),
+        )
+
+    def _filled(
+        self, lists: np.ndarray, histories: Histories, segments: Sequence[str | None], catalogue: Catalogue
+    ) -> tuple[np.ndarray, np.ndarray]:
+        seen = ItemLists(histories.indptr, histories.item_nums)
+        if not self.exclude_seen:
+            seen = ItemLists(np.zeros(len(lists) + 1, np.int64), np.empty(0, np.int64))
+        orders = [catalogue.fallbacks.get(segment or EVERYONE, catalogue.default) for segment in segments]
+        return fill(lists, np.full(lists.shape, PERSONAL, np.int8), seen, orders)
+
+
+def _padded(candidates: pa.Table, user_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Candidate lists of the given users as (q, m) arrays, −1 and −inf beyond the end of a list."""
+    at = pc.index_in(user_ids, candidates["user_id"].combine_chunks())
+    rows = candidates.take(at.drop_null())
+    found = np.flatnonzero(at.is_valid().to_numpy(zero_copy_only=False))
+    if not len(found):
+        return np.full((len(user_ids), 0), -1, np.int64), np.full((len(user_ids), 0), -np.inf, np.float32)
+    lengths = pc.list_value_length(rows["item_nums"]).to_numpy()
+    width = int(lengths.max())
+    nums, scores = (
+        np.full((len(user_ids), width), -1, np.int64),
+        np.full((len(user_ids), width), -np.inf, np.float32),
+    )
+    row_of, column_of = (
+        np.repeat(found, lengths),
+        np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths),
+    )
+    nums[row_of, column_of] = pc.list_flatten(rows["item_nums"]).to_numpy()
+    scores[row_of, column_of] = pc.list_flatten(rows["scores"]).to_numpy()
+    return nums, scores
+
+
+def _cut(values: np.ndarray, k: int, blank: float) -> np.ndarray:
+    """The first k columns, padded where there are fewer."""
+    out = np.full((len(values), k), blank, values.dtype)
+    out[:, : values.shape[1]] = values[:, :k]
+    return out
+
+
+def _scores(personal: np.ndarray, lists: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """(q, k) float32 scores that fall along every list, so that score order is list order.
+
+    A filled row has no personal score; it gets one below all personal ones by its place. Scores compare
+    within a user's list, not between users.
+    """
+    last = np.where(sources == PERSONAL, personal, np.inf).min(axis=1, initial=np.inf)
+    floor = np.where(np.isfinite(last), np.minimum(last, 0.0), 1.0)[:, None]
+    place = np.arange(lists.shape[1], dtype=np.float32) + 1
+    return np.where(sources == PERSONAL, personal, floor - place / lists.shape[1]).astype(np.float32)
+
+
+def _rows(
+    user_ids: np.ndarray,
+    lists: np.ndarray,
+    scores: np.ndarray,
+    sources: np.ndarray,
+    reasons: Reasons,
+    catalogue: Catalogue,
+) -> pa.Table:
+    kept = lists >= 0
+    lengths = kept.sum(axis=1)
+    ranks = np.broadcast_to(np.arange(1, lists.shape[1] + 1, dtype=np.int32), lists.shape)
+    return pa.table(
+        {
+            "user_id": pa.array(np.repeat(user_ids, lengths), pa.string()),
+            "rank": ranks[kept],
+            "item_id": pa.array(catalogue.item_ids[lists[kept]], pa.string()),
+            "score": scores[kept],
+            "source": pa.array(np.array(SOURCES, object)[sources[kept]], pa.string()),
+            "reason": _reason_column(reasons, kept & (sources == PERSONAL), kept, catalogue.item_ids),
+        }
+    )
+
+
+def _reason_column(
+    reasons: Reasons, personal: np.ndarray, kept: np.ndarray, item_ids: np.ndarray
+) -> pa.Array:
+    """A list of (history item, share of the score) for each kept row; empty where the row is not personal."""
+    named = (reasons.contributions > 0) & personal[:, :, None]
+    shares = reasons.contributions / np.where(reasons.positive > 0, reasons.positive, 1.0)[:, :, None]
+    offsets = np.r_[0, np.cumsum(named.sum(axis=2)[kept])].astype(np.int32)
+    flat = named[kept]
+    values = pa.StructArray.from_arrays(
+        [
+            pa.array(item_ids[reasons.item_nums[kept][flat]], pa.string()),
+            pa.array(shares[kept][flat].astype(np.float32)),
+        ],
+        names=["item_id", "share"],
+    )
+    return pa.ListArray.from_arrays(pa.array(offsets), values)

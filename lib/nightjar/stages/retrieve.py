@@ -1,0 +1,181 @@
+"""User vectors and shards -> candidates: every user against every shard, merged exactly.
+
+A bucket of users is the unit of work. What a user has seen and what is not available never comes back, and
+every user gets k_prime candidates wherever the catalogue has them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from nightjar.config import Resources, Retrieve
+from nightjar.engines import actors
+from nightjar.engines.index import Effort, Shard, index_recall, open_shard, search_shards
+from nightjar.errors import GateError
+from nightjar.kernels.sweep import sweep_topk
+from nightjar.kernels.topk import Filters, ItemLists, TopK
+from nightjar.matrix import mapped_matrix
+from nightjar.stage import Metrics, Night
+from nightjar.stages.buckets import read_histories, strings
+from nightjar.store import Attempt, Committed, FileEntry
+from nightjar.tables import CANDIDATES, INDEX_SHARDS, INTERACTIONS, ITEM_VECTORS, ITEMS, USER_VECTORS, vectors
+
+
+def retrieve(night: Night, params: Retrieve, resources: Resources) -> Metrics:
+    """Writes candidates for every user with a vector; refuses an index whose sampled recall is too low."""
+    users, attempt = night.read(USER_VECTORS), night.write(CANDIDATES)
+    work = RetrieveWork(
+        users,
+        night.read(INTERACTIONS),
+        Catalogue(night.read(ITEMS), night.read(ITEM_VECTORS), night.read(INDEX_SHARDS)),
+        attempt,
+        params,
+        Effort(threads=max(1, int(resources.num_cpus)), nprobe=params.nprobe, ef_search=params.ef_search),
+        resources.block_users,
+    )
+    actors.connect(night.config.ray)
+    n_parts = len(users.parts)
+    pool: actors.Pool[Searched] = actors.Pool(work, resources, actors.pool_size(resources, n_parts))
+    found: dict[int, Searched] = {}
+    with night.report.task("retrieve", n_parts, "buckets") as task:
+        for bucket, result in pool.map(range(n_parts)):
+            found[bucket] = result
+            task.advance(1, result.entry.rows, "users")
+    recalls = [value for bucket in sorted(found) for value in found[bucket].recalls]
+    recall = float(np.mean(recalls)) if recalls else 1.0
+    if recall < params.min_recall:
+        raise GateError(
+            f"retrieve {night.ds}: IndexRecall@{params.k_prime} is {recall:.4f} on {len(recalls)} sampled "
+            f"users, below {params.min_recall}; raise nprobe or ef_search, or use factory Flat"
+        )
+    night.wrote(CANDIDATES, [found[bucket].entry for bucket in sorted(found)])
+    return {
+        "users": sum(one.entry.rows for one in found.values()),
+        "short": sum(one.n_short for one in found.values()),
+        "index_recall": recall,
+        "recall_users": len(recalls),
+    }
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The item side of a search: availability, vectors, shards."""
+
+    items: Committed
+    vectors: Committed
+    shards: Committed
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a bucket's search reports. n_short: users with fewer than k_prime candidates."""
+
+    entry: FileEntry
+    n_short: int
+    recalls: list[float]
+
+
+@dataclass(frozen=True)
+class RetrieveWork:
+    """What travels to an actor; called there, it opens the shards."""
+
+    users: Committed
+    interactions: Committed
+    catalogue: Catalogue
+    attempt: Attempt
+    params: Retrieve
+    effort: Effort
+    block_users: int
+
+    def __call__(self) -> RetrievePart:
+        return RetrievePart(self)
+
+
+class RetrievePart:
+    """Inside an actor: open shards, mapped vectors, and the search of one bucket after another."""
+
+    def __init__(self, work: RetrieveWork) -> None:
+        self.work = work
+        self.V = mapped_matrix(work.catalogue.vectors)
+        items = work.catalogue.items.read(["item_num", "available"])
+        self.available = np.zeros(len(self.V), bool)
+        self.available[items["item_num"].to_numpy()] = items["available"].to_numpy()
+        self.shards = self._open(work.catalogue.shards)
+
+    def _open(self, shards: Committed) -> list[Shard]:
+        rows = shards.read(["file", "sha256"]).to_pylist()
+        store = shards.dataset.store
+        opened = []
+        for row in rows:
+            entry = shards.artefact(row["file"])
+            if store.is_local:
+                opened.append(open_shard(Path(shards.path(entry)), row["sha256"]))
+                continue
+            with (
+                tempfile.NamedTemporaryFile(suffix=".faiss") as local,
+                store.open(shards.name_of(entry)) as source,
+            ):
+                while chunk := source.read(1 << 22):
+                    local.write(chunk)
+                local.flush()
+                opened.append(
+                    open_shard(Path(local.name), row["sha256"])
+                )  # stays mapped after the name is gone
+        return opened
+
+    def __call__(self, bucket: int) -> Searched:
+        rows = self.work.users.read_part(self.work.users.parts[bucket], ["user_id", "vector"])
+        user_ids, U = strings(rows["user_id"]), vectors(rows["vector"])
+        seen = self._seen(user_ids, bucket)
+        tables, n_short, recalls = [], 0, []
+        for at in self._blocks(len(U)):
+            filters = Filters(seen=seen.take(at) if seen else None, eligible=self.available)
+            found = search_shards(
+                self.shards, U[at], self.work.params.k_prime, self.V, filters, self.work.effort
+            )
+            tables.append(_candidates(user_ids[at], found))
+            n_short += int((found.n_found < self.work.params.k_prime).sum())
+            recalls += self._recalls(U[at], found, filters, at)
+        return Searched(self.work.attempt.write_part(bucket, tables), n_short, recalls)
+
+    def _blocks(self, n_users: int) -> Iterator[np.ndarray]:
+        for start in range(0, n_users, self.work.block_users):
+            yield np.arange(start, min(start + self.work.block_users, n_users))
+
+    def _seen(self, user_ids: np.ndarray, bucket: int) -> ItemLists | None:
+        if not self.work.params.exclude_seen:
+            return None
+        histories = read_histories(self.work.interactions, bucket).aligned(user_ids)
+        return ItemLists(histories.indptr, histories.item_nums)
+
+    def _recalls(self, U: np.ndarray, found: TopK, filters: Filters, at: np.ndarray) -> list[float]:
+        """IndexRecall of the sampled users of a block, against an exact sweep under the same filters."""
+        share = self.work.params.recall_sample / max(self.work.users.manifest.rows, 1)
+        # Drawn by position, not by block, so that the sample is the same whatever the block size.
+        drawn = np.random.default_rng([self.work.params.seed, len(self.V)]).random(int(at[-1]) + 1)[at]
+        chosen = np.flatnonzero(drawn < share)
+        if not len(chosen):
+            return []
+        exact = sweep_topk(U[chosen], self.V, self.work.params.k_prime, filters.take(chosen))
+        approximate = TopK(found.item_nums[chosen], found.scores[chosen], found.n_found[chosen])
+        return [float(value) for value in index_recall(approximate, exact)]
+
+
+def _candidates(user_ids: np.ndarray, found: TopK) -> pa.Table:
+    """One row a user; what stands beyond n_found is cut off."""
+    kept = np.arange(found.item_nums.shape[1]) < found.n_found[:, None]
+    offsets = pa.array(np.r_[0, np.cumsum(found.n_found)].astype(np.int32))
+    return pa.table(
+        {
+            "user_id": pa.array(user_ids, pa.string()),
+            "source": pa.array(["personal"] * len(user_ids), pa.string()),
+            "item_nums": pa.ListArray.from_arrays(offsets, pa.array(found.item_nums[kept])),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(found.scores[kept])),
+        }
+    )
