@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from nightjar.config import EVENT_COLUMNS, CleanEvents, Clock, Scene
-from nightjar.engines.raw import SOURCE, UNREADABLE, RawGroup, mapping
+from nightjar.engines.raw import ROW, SOURCE, UNREADABLE, RawGroup, mapping, quoted
 from nightjar.errors import ConfigError
 from nightjar.stage import Night
 
@@ -56,7 +56,7 @@ JUDGED = {
 BAD_LETTERS = "[\\x00-\\x1F\\x7F\\uFFFD]"
 """Control characters; U+FFFD is what bytes that are no UTF-8 become."""
 
-_REJECT = "_reject_"
+_REJECT = "reject."
 _MAX_SECONDS = 253_402_300_799
 """The last second of year 9999: what lies beyond is no time but a unit mistaken."""
 
@@ -77,7 +77,7 @@ def span(night: Night, params: CleanEvents) -> Span:
     days = params.window_days if snapshot else params.late_days + 1
     start = night.end - timedelta(days=days)
     late = "before_window" if snapshot else "too_late"
-    return Span(*(int(moment.timestamp()) * 1_000_000 for moment in (start, end)), late)
+    return Span(int(start.timestamp()) * 1_000_000, int(end.timestamp()) * 1_000_000, late)
 
 
 def wanted(scene: Scene) -> dict[str, str]:
@@ -90,8 +90,9 @@ def judge(group: RawGroup, name: str, params: CleanEvents, times: Span) -> DataF
     """Raw rows of one layout -> JUDGED rows, one each. Payload is kept for rejected rows only."""
     scene = params.scenes[name]
     # Three steps, since an alias cannot be used beside its definition: clean, judge, keep what is needed.
-    cleaned = group.frame.select("*", *_cleaned(name, scene, params))
-    judged = cleaned.select("*", _reason(scene, params, times, cleaned).alias("_why"))
+    rules = [quoted(f"{_REJECT}{reason}") for reason in scene.reject]
+    cleaned = group.frame.select(ROW, SOURCE, UNREADABLE, *rules, *_cleaned(name, scene, params))
+    judged = cleaned.select("*", _reason(scene, params, times, cleaned).alias("reason"))
     return judged.select(*_kept(group, name))
 
 
@@ -101,20 +102,20 @@ def _cleaned(name: str, scene: Scene, params: CleanEvents) -> list[Column]:
     def text(column: str) -> Column:
         return _text(F.col(column)) if column in given else F.lit(None).cast("string")
 
-    value = F.expr("try_cast(`value` as double)") if "value" in given else F.lit(None).cast("double")
     query = F.regexp_replace(text("query"), BAD_LETTERS, " ")
-    return [
-        _id(text("user_id")).alias("_user"),
-        _id(text("item_id")).alias("_item"),
-        text("event_type").alias("_type"),
-        text("event_time").alias("_time"),
-        instant("event_time", scene.time).alias("_micros"),
-        text("value").alias("_value_text"),
-        value.alias("_value"),
-        _text(F.substring(query, 1, params.max_query_chars)).alias("_query"),
-        F.substring(text("segment"), 1, params.max_id_chars).alias("_segment"),
-        _event_id(name, scene, params).alias("_event_id"),
-    ]
+    cleaned = {
+        "user_id": _id(text("user_id")),
+        "item_id": _id(text("item_id")),
+        "event_type": text("event_type"),
+        "event_time": text("event_time"),
+        "micros": instant("event_time", scene.time),
+        "value_text": text("value"),
+        "value": F.expr("try_cast(`value` as double)") if "value" in given else F.lit(None).cast("double"),
+        "query": _text(F.substring(query, 1, params.max_query_chars)),
+        "segment": F.substring(text("segment"), 1, params.max_id_chars),
+        "event_id": _event_id(name, scene, params),
+    }
+    return [column.alias(alias) for alias, column in cleaned.items()]
 
 
 def _text(column: Column) -> Column:
@@ -134,7 +135,8 @@ def _event_id(name: str, scene: Scene, params: CleanEvents) -> Column:
     Each value goes in behind its length, so that no two different rows write the same text.
     """
     given = [column for column in EVENT_COLUMNS if column in mapping(scene) and column != "event_id"]
-    pieces = (F.coalesce(F.concat(F.length(c), F.lit(":"), F.col(c)), F.lit("-")) for c in given)
+    measured = (F.concat(F.length(column).cast("string"), F.lit(":"), F.col(column)) for column in given)
+    pieces = (F.coalesce(piece, F.lit("-")) for piece in measured)
     hashed = F.substring(F.sha2(F.concat(F.lit(f"{name}:"), *pieces), 256), 1, 32)
     if "event_id" not in mapping(scene):
         return F.concat(F.lit(f"{name}:"), hashed)
@@ -146,22 +148,22 @@ def _event_id(name: str, scene: Scene, params: CleanEvents) -> Column:
 def _reason(scene: Scene, params: CleanEvents, times: Span, cleaned: DataFrame) -> Column:
     kinds = list(scene.event_types)
     itemless = [kind for kind, spec in scene.event_types.items() if not spec.item]
-    item, micros = F.col("_item"), F.col("_micros")
+    item, micros = F.col("item_id"), F.col("micros")
     holds = {
         "unreadable": F.col(UNREADABLE),
-        "missing_user": F.col("_user").isNull(),
-        "missing_item": item.isNull() & ~F.coalesce(F.col("_type").isin(itemless), F.lit(False)),
-        "missing_time": F.col("_time").isNull(),
+        "missing_user": F.col("user_id").isNull(),
+        "missing_item": item.isNull() & ~F.coalesce(F.col("event_type").isin(itemless), F.lit(False)),
+        "missing_time": F.col("event_time").isNull(),
         "bad_time": micros.isNull(),
         times.late: micros < times.start,
         "future": micros >= times.end,
-        "unknown_event_type": ~F.coalesce(F.col("_type").isin(kinds), F.lit(False)),
+        "unknown_event_type": ~F.coalesce(F.col("event_type").isin(kinds), F.lit(False)),
         "not_an_item": _not_an_item(scene, cleaned),
-        "bad_id": _bad_id(F.col("_user"), params) | F.coalesce(_bad_id(item, params), F.lit(False)),
-        "bad_value": F.col("_value_text").isNotNull() & ~_finite(F.col("_value")),
+        "bad_id": _bad_id(F.col("user_id"), params) | F.coalesce(_bad_id(item, params), F.lit(False)),
+        "bad_value": F.col("value_text").isNotNull() & ~_finite(F.col("value")),
     }
     reason = F.lit(None).cast("string")
-    own = [(name, F.col(f"{_REJECT}{name}") == "true") for name in sorted(scene.reject)]
+    own = [(name, quoted(f"{_REJECT}{name}") == "true") for name in sorted(scene.reject)]
     ordered = [(name, holds[name]) for name in REASONS if name in holds] + own
     for name, condition in reversed(ordered):
         reason = F.when(condition, F.lit(name)).otherwise(reason)
@@ -169,18 +171,17 @@ def _reason(scene: Scene, params: CleanEvents, times: Span, cleaned: DataFrame) 
 
 
 def _not_an_item(scene: Scene, cleaned: DataFrame) -> Column:
-    named = F.col("_item").isin(list(scene.not_items)) if scene.not_items else F.lit(False)
+    named = F.col("item_id").isin(list(scene.not_items)) if scene.not_items else F.lit(False)
     if scene.not_items_sql is None:
         return F.coalesce(named, F.lit(False))
-    return F.coalesce(named, F.lit(False)) | no_item_sql(scene.not_items_sql, cleaned, "_item")
+    return F.coalesce(named, F.lit(False)) | no_item_sql(scene.not_items_sql, cleaned)
 
 
-def no_item_sql(sql: str, frame: DataFrame, item: str) -> Column:
-    """The rule `not_items_sql`, which is written over `item_id`, on the column that holds the cleaned id."""
+def no_item_sql(sql: str, cleaned: DataFrame) -> Column:
+    """The rule `not_items_sql` on rows whose `item_id` is cleaned; ConfigError where Spark refuses it."""
     try:
-        # transform binds the name item_id to the cleaned id, whatever the file calls its columns.
-        rule = F.expr(f"transform(array(`{item}`), item_id -> coalesce({sql}, false))[0]")
-        _ = frame.select(rule).schema
+        rule = F.coalesce(F.expr(sql), F.lit(False))
+        _ = cleaned.select(rule).schema
     except PySparkException as error:
         raise ConfigError(f"not_items_sql ({sql}) is refused: {str(error).splitlines()[0]}") from None
     return rule
@@ -196,30 +197,18 @@ def _finite(column: Column) -> Column:
 
 
 def _kept(group: RawGroup, name: str) -> list[Column]:
-    alive = F.col("_why").isNull()
+    alive = F.col("reason").isNull()
     payload = F.coalesce(group.payload, F.lit(""))
     spread = F.hex(F.xxhash64(payload, F.col(SOURCE)))
-    values = {
-        "key": F.when(alive, F.col("_user")).otherwise(spread),
+    special = {
+        "key": F.when(alive, F.col("user_id")).otherwise(spread),
         "scene": F.lit(name),
-        "reason": F.col("_why"),
-        **{column: F.when(alive, F.col(f"_{short}")) for column, short in _SHORT.items()},
+        "reason": F.col("reason"),
         "payload": F.when(~alive, payload),
         "source_file": F.col(SOURCE),
     }
-    return [values[column].cast(kind).alias(column) for column, kind in JUDGED.items()]
-
-
-_SHORT = {
-    "event_id": "event_id",
-    "user_id": "user",
-    "item_id": "item",
-    "event_type": "type",
-    "micros": "micros",
-    "value": "value",
-    "query": "query",
-    "segment": "segment",
-}
+    columns = {column: special.get(column, F.when(alive, F.col(column))) for column in JUDGED}
+    return [columns[column].cast(kind).alias(column) for column, kind in JUDGED.items()]
 
 
 def instant(column: str, clock: Clock) -> Column:

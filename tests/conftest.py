@@ -1,0 +1,88 @@
+"""What tests share: one Spark session, nights over a temporary root, and where the real data is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nightjar.config import NightConfig
+from nightjar.progress import QUIET
+from nightjar.stage import Night, RunStage, Stage, StageResult, run_stage
+
+if TYPE_CHECKING:  # unit tests of kernels must not load an engine through this file
+    from pyspark.sql import SparkSession
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("NIGHTJAR_DATA", ROOT.parent / "shared" / "data"))
+SPARK: dict[str, Any] = {"master": "local[2]", "driver_memory": "2g", "shuffle_partitions": 3}
+
+MakeNight = Callable[..., Night]
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """The one Spark session of a test run: local[2], small; stages find it by getOrCreate."""
+    from nightjar.engines.spark import session
+
+    # Python workers start from the environment, not from this process' sys.path.
+    paths = [str(ROOT / "lib"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    found = session(config_of("build/tests"))
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def make_night(tmp_path: Path) -> MakeNight:
+    """`make_night(scenes=…, sources=…, ds=…)`: a Night whose root is in the test's own folder.
+
+    Further sections go in by name (`rank={"k": 5}`); `cleaning` and `items` add to their sections.
+    """
+
+    def make(root: Path | None = None, ds: str = "2026-03-31", **sections: Any) -> Night:
+        return Night(config_of(str(root or tmp_path / "root"), **sections), date.fromisoformat(ds), QUIET)
+
+    return make
+
+
+def config_of(
+    root: str,
+    scenes: Mapping[str, Any] | None = None,
+    sources: list[Mapping[str, Any]] | None = None,
+    cleaning: Mapping[str, Any] | None = None,
+    items: Mapping[str, Any] | None = None,
+    **sections: Any,
+) -> NightConfig:
+    """A whole configuration around the parts a test cares about."""
+    columns = {"user_id": "user", "item_id": "item", "event_type": "type", "event_time": "time"}
+    scene = {"path": "none/*.csv", "format": "csv", "columns": columns, "event_types": {"view": {}}}
+    source = {"path": "none/items.csv", "format": "csv", "columns": {"item_id": "item", "title": "title"}}
+    return NightConfig.model_validate(
+        {
+            "root": root,
+            "spark": sections.pop("spark", SPARK),
+            "clean_events": {"scenes": scenes or {"shop": scene}, **(cleaning or {})},
+            "build_items": {"sources": sources or [source], **(items or {})},
+            **sections,
+        }
+    )
+
+
+def run(stage: Stage, function: RunStage, night: Night) -> StageResult:
+    """Runs a stage on the raw files its configuration names."""
+    from nightjar.stages.inputs import raw_inputs
+
+    return run_stage(stage, function, night, raw_inputs(stage, night.config, night.ds))
+
+
+def real_data(name: str) -> Path:
+    """A folder of real data, or a skip that says where it was looked for."""
+    folder = DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name} in {DATA}; set NIGHTJAR_DATA to run this test")
+    return folder
