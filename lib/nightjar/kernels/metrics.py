@@ -27,7 +27,7 @@ from nightjar.kernels.ranked_lists import (
 class Hits(NamedTuple):
     """Every hit of every list, by row and then rank: three arrays of one length.
 
-    `row` int64; `rank` int64, counted from 1; `ordinal` int64, the how-manyeth hit of its row it is, from 1.
+    `row` int64; `rank` int64, counted from 1; `ordinal` int64, 1 for a row's first hit, 2 for its second …
     """
 
     row: IntArray
