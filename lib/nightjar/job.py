@@ -15,7 +15,7 @@ from nightjar.night import logical_date, run_declared
 from nightjar.progress import Report
 from nightjar.stage import Night, RunStage, Stage
 
-DEFAULT_CONFIG = "conf/base.yaml"
+DEFAULT_CONFIG = "conf/demo.yaml"
 EXIT_REFUSED = 2
 """Exit code of every error raised on purpose."""
 

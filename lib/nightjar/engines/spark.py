@@ -8,8 +8,10 @@ code runs on Spark 3.5 to 4.3 and over Spark Connect.
 
 from __future__ import annotations
 
+import importlib.resources
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -24,6 +26,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from nightjar.config import NightConfig
 from nightjar.errors import NightjarError, StageError
 from nightjar.store import Attempt, Committed, FileEntry
+from nightjar.tables import Table
 
 ENTRIES = "name string, bytes long, sha256 string, rows long, part int"
 
@@ -49,14 +52,21 @@ def session(config: NightConfig) -> SparkSession:
         raise StageError(
             f"Spark did not start ({_first_line(error)}); run `nightjar doctor` to see whether Java is there"
         ) from None
-    if hasattr(spark, "sparkContext"):
-        spark.sparkContext.setLogLevel("ERROR")
+    if "PYSPARK_GATEWAY_PORT" not in os.environ and "NIGHTJAR_DEBUG" not in os.environ:
+        spark.sparkContext.setLogLevel("OFF")  # what fails is raised, in one sentence
     return spark
 
 
 def _local(builder: Any, config: NightConfig) -> Any:
+    """A session on this machine: bound to the loopback address, with quiet logs and no open web page."""
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = builder.master(config.spark.master).config("spark.driver.memory", config.spark.driver_memory)
-    quiet = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+    with importlib.resources.as_file(importlib.resources.files("nightjar.engines") / "log4j2.properties") as logs:
+        quiet = {
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={logs.as_uri()}",
+        }
     for key, value in {**quiet, **config.spark.conf}.items():
         builder = builder.config(key, value)
     return builder
@@ -68,17 +78,22 @@ def _fixed(config: NightConfig) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions),
         "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+        "spark.sql.execution.arrow.maxBytesPerBatch": "64m",
+        # Before 4.0 the default raises on the first text that only the parser of Spark 2 understood.
+        "spark.sql.legacy.timeParserPolicy": "CORRECTED",
     }
 
 
 def read(spark: SparkSession, inputs: Committed | Sequence[Committed]) -> DataFrame:
     """Committed rows as a DataFrame with the contract's schema: the files the manifests list, no others."""
     several = [inputs] if isinstance(inputs, Committed) else list(inputs)
-    paths = [path for one in several for path in one.paths()]
-    schema = from_arrow_schema(several[0].dataset.table.schema)
-    if not paths:
-        return spark.createDataFrame([], schema)
-    return spark.read.schema(schema).parquet(*paths)
+    return read_files(spark, several[0].dataset.table, [path for one in several for path in one.paths()])
+
+
+def read_files(spark: SparkSession, table: Table, paths: Sequence[str]) -> DataFrame:
+    """Rows of a table's files as a DataFrame with the contract's schema."""
+    schema = from_arrow_schema(table.schema)
+    return spark.read.schema(schema).parquet(*paths) if paths else spark.createDataFrame([], schema)
 
 
 def write(frame: DataFrame, attempt: Attempt, n_parts: int, by: Sequence[str]) -> tuple[FileEntry, ...]:
@@ -129,12 +144,12 @@ class _ByColumn:
         self.attempt, self.column = attempt, column
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Rows:
-        runs = _Runs(batches, self.column)
+        runs = Runs(batches, self.column)
         entries = [self.attempt.write_part(number, rows) for number, rows in runs]
         yield _entry_batch(entries)
 
 
-class _Runs:
+class Runs:
     """Splits batches sorted by an integer column into (value, batches without that column)."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch], column: str) -> None:
@@ -237,7 +252,20 @@ def _translated(error: BaseException, doing: str) -> NightjarError:
         if colon and name.startswith("nightjar.errors."):
             kind = getattr(errors, name.rpartition(".")[2], StageError)
             return kind(text)
-    return StageError(f"Spark failed while writing {doing}: {_first_line(error)}")
+    return StageError(f"Spark failed while writing {doing}: {_cause(str(error))}")
+
+
+_RAISED = re.compile(r"^(?:Caused by: )?([\w.$]*(?:Error|Exception)): (.+)$")
+
+
+def _cause(text: str) -> str:
+    """The last exception that a Spark stack trace names: the one behind all others."""
+    found = [match for match in map(_RAISED.match, text.splitlines()) if match]
+    python = [match for match in found if "." not in match.group(1)]
+    chosen = (python or found)[-1:]
+    return (
+        f"{chosen[0].group(1)}: {chosen[0].group(2)[:400]}" if chosen else text.strip().split("\n")[0][:400]
+    )
 
 
 def _first_line(error: BaseException) -> str:

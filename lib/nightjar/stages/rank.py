@@ -1,13 +1,12 @@
 """Candidates -> the list of every known user: fuse, diversify, cut to k, fill, and say why.
 
 A bucket of users is one Spark task; all tables of users share their buckets, so nothing is shuffled. Users
-without a usable history, and lists the candidates cannot fill, get what is popular in their segment, then with
-everyone, then whatever is available, so that every known user has exactly k items unless the catalogue is smaller.
+without a usable history, and lists the candidates cannot fill, get what is popular in their segment, then
+with everyone, then whatever is available: every known user has exactly k items unless the catalogue is smaller.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,6 +68,10 @@ class _Inputs:
     vectors: Committed
     popularity: Committed
 
+    @property
+    def key(self) -> str:
+        return f"{self.items.dataset.store.root} {self.items.manifest.fingerprint} {self.popularity.manifest.fingerprint}"
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -89,9 +92,18 @@ class Catalogue:
         return self.fallbacks[EVERYONE]
 
 
-@functools.lru_cache(maxsize=1)
+_loaded: dict[str, Catalogue] = {}
+
+
 def _load(inputs: _Inputs) -> Catalogue:
-    """Once a worker process: Spark reuses its Python workers for all buckets."""
+    """Once a worker process and catalogue: Spark reuses its Python workers for all buckets."""
+    if inputs.key not in _loaded:
+        _loaded.clear()
+        _loaded[inputs.key] = _read_catalogue(inputs)
+    return _loaded[inputs.key]
+
+
+def _read_catalogue(inputs: _Inputs) -> Catalogue:
     items = inputs.items.read(["item_id", "item_num", "available", "category"])
     n = len(items)
     available = items["available"].to_numpy()

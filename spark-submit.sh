@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The whole night on a cluster, top to bottom.   ./spark-submit.sh 2025-10-30 conf/cluster.yaml
+#
+# Safe to run again: a stage whose inputs and params have not changed is skipped, an interrupted one resumes.
+#   SPARK_MASTER   yarn, k8s://…, spark://…   (default: local[*])
+#   SPARK_ARGS     further arguments of spark-submit
+#   RAY_ADDRESS    http://head:8265 submits jobs to that cluster; unset runs the Ray stages on this machine
+#   PYTHON         the interpreter of drivers, executors and jobs (default: .venv's, else python3)
+set -euo pipefail
+cd "$(dirname "$0")"
+
+ds=${1:?usage: ./spark-submit.sh YYYY-MM-DD [conf/night.yaml] [stage …]}
+config=${2:-conf/demo.yaml}
+only=" ${*:3} "
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || command -v python3)}
+export PYSPARK_PYTHON=${PYSPARK_PYTHON:-$PYTHON} PYSPARK_DRIVER_PYTHON=$PYTHON
+export SPARK_HOME=${SPARK_HOME:-$("$PYTHON" -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parent)')}
+
+# One wheel, two names: Ray takes the .whl, Spark the same bytes as a .zip (a .whl works on the driver only).
+rm -rf build/wheel && "$PYTHON" -m hatchling build -t wheel -d build/wheel >/dev/null 2>&1
+wheel=$(echo build/wheel/*.whl)
+cp "$wheel" build/wheel/nightjar.zip
+
+wanted() { [ -z "${only// /}" ] || [[ $only == *" $1 "* ]]; }
+
+on_spark() {
+  wanted "$1" || return 0
+  "$SPARK_HOME/bin/spark-submit" --master "${SPARK_MASTER:-local[*]}" --name "nightjar $1 $ds" \
+    --properties-file conf/spark-defaults.conf --py-files build/wheel/nightjar.zip ${SPARK_ARGS:-} \
+    "jobs/$1.py" --config "$config" --ds "$ds"
+}
+
+on_ray() {
+  wanted "$1" || return 0
+  if [ -z "${RAY_ADDRESS:-}" ]; then on_local "$1"; return; fi
+  "$PYTHON" -m ray.scripts.scripts job submit --address "$RAY_ADDRESS" --working-dir . \
+    --runtime-env-json "{\"py_modules\": [\"$wheel\"], \"excludes\": [\".venv\", \".git\", \"build\", \"tests\"]}" \
+    -- "${RAY_PYTHON:-$PYTHON}" "jobs/$1.py" --config "$config" --ds "$ds"
+}
+
+on_local() {
+  wanted "$1" || return 0
+  "$PYTHON" "jobs/$1.py" --config "$config" --ds "$ds"
+}
+
+on_spark clean_events      # events_raw (all scenes)                      -> events, quarantine
+on_spark build_items       # items_raw (+ knowledge triples), events      -> items, item_text, items_quarantine
+on_ray   encode_items      # item_text                                    -> item_embeddings   (GPU; incremental)
+on_spark weigh_events      # events, items, users_raw                     -> interactions, users, popularity
+on_ray   learn_taste       # item_embeddings, interactions                -> item_vectors
+on_spark aggregate_users   # interactions, users, item_vectors            -> user_vectors
+on_ray   build_index       # item_vectors                                 -> index_shards
+on_ray   retrieve          # user_vectors, interactions, index_shards     -> candidates
+on_spark rank              # candidates, users, interactions, items       -> recommendations
+on_local publish           # recommendations, held against users and items -> metrics, LATEST.json
