@@ -79,6 +79,11 @@ class Files(Section):
     multiline: bool = Field(
         False, description="csv: quoted fields may hold line breaks; such a file is read by one task"
     )
+    days: Positive = Field(
+        1,
+        description="items, triples and users: how many dates up to ds a path with {ds} is read for; 1 for "
+        "full dumps, more where each date holds only what is new",
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's column")
     sql: dict[str, str] = Field(
         default_factory=dict, description="our name: an SQL expression of its columns"

@@ -180,12 +180,11 @@ def _root(config: NightConfig) -> Finding:
 
 
 def _model(config: NightConfig) -> Finding:
-    from nightjar.config import Resources
     from nightjar.engines.encoder import model_fingerprint
-    from nightjar.stages.encode_items import encoder_spec
+    from nightjar.stages.encoding import encoder_spec
 
     try:
-        fingerprint = model_fingerprint(encoder_spec(config.encode_items, Resources()))
+        fingerprint = model_fingerprint(encoder_spec(config.encode_items, config.encode_items.resources))
     except NightjarError as error:
         return Finding("model", config.encode_items.model, str(error))
     return Finding("model", f"{config.encode_items.model} ({fingerprint[:12]})")

@@ -28,6 +28,7 @@ from nightjar.tables import (
 EVENTS_RAW = Raw("events_raw")
 ITEMS_RAW = Raw("items_raw")
 USERS_RAW = Raw("users_raw")
+MODEL = Raw("model")
 
 CLEAN_EVENTS = Stage(
     "clean_events",
@@ -44,7 +45,7 @@ BUILD_ITEMS = Stage(
 ENCODE_ITEMS = Stage(
     "encode_items",
     "ray",
-    reads=(ITEM_TEXT,),
+    reads=(ITEM_TEXT, MODEL),
     writes=(ITEM_EMBEDDINGS,),
 )
 WEIGH_EVENTS = Stage(

@@ -19,28 +19,12 @@ from nightjar.engines import actors
 from nightjar.engines.encoder import Encoder, EncoderSpec, load_encoder, model_fingerprint
 from nightjar.errors import ContractError
 from nightjar.stage import Metrics, Night
+from nightjar.stages.encoding import encoder_spec
 from nightjar.store import Attempt, Committed, Dataset, FileEntry, committed_dates
 from nightjar.tables import ITEM_EMBEDDINGS, ITEM_TEXT, vector_column, vectors
 
 MODEL = "nightjar.model"
 """Key of a part's metadata that holds the fingerprint of the model behind its vectors."""
-
-
-def encoder_spec(params: EncodeItems, resources: Resources) -> EncoderSpec:
-    """The encoder that the params describe, on the device that the resources grant."""
-    return EncoderSpec(
-        model=params.model,
-        prompt=params.prompt,
-        prompt_name=params.prompt_name,
-        pooling=params.pooling,
-        max_length=params.max_length,
-        dims=params.dims,
-        normalize=params.normalize,
-        precision=params.precision,
-        token_budget=resources.token_budget or 0,
-        device="cuda" if resources.num_gpus else "cpu",
-        threads=max(1, int(resources.num_cpus)),
-    )
 
 
 def encode_items(night: Night, params: EncodeItems, resources: Resources) -> Metrics:

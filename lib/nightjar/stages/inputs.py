@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from datetime import date, timedelta
 
 from nightjar.config import Files, NightConfig
+from nightjar.engines.encoder import model_fingerprint
 from nightjar.sources import RawFile, raw_files
 from nightjar.stage import Raw, Stage
+from nightjar.stages.encoding import encoder_spec
 from nightjar.store import MANIFEST, Dataset, Store
 from nightjar.tables import EVENTS
 
@@ -72,8 +74,18 @@ def _users(config: NightConfig, ds: date) -> RawInputs:
 def _numbered(
     name: str, sources: tuple[Files, ...] | tuple[()], where: str, ds: date
 ) -> dict[str, tuple[RawFile, ...]]:
-    return {f"{name}{at}": raw_files(files, ds, 1, f"{where}.{at}") for at, files in enumerate(sources)}
+    return {
+        f"{name}{at}": raw_files(files, ds, files.days, f"{where}.{at}") for at, files in enumerate(sources)
+    }
+
+
+def _model(config: NightConfig, ds: date) -> RawInputs:
+    """The encoder's weights and files by their hash: another model under the same name is another input."""
+    del ds
+    encoding = config.encode_items
+    fingerprint = model_fingerprint(encoder_spec(encoding, encoding.resources))
+    return {"model": {"model": (RawFile(encoding.model, fingerprint, 0, 0),)}}
 
 
 _RESOLVE: Mapping[str, Callable[[NightConfig, date], RawInputs]]
-_RESOLVE = {"events_raw": _events, "items_raw": _items, "users_raw": _users}
+_RESOLVE = {"events_raw": _events, "items_raw": _items, "users_raw": _users, "model": _model}

@@ -2,7 +2,8 @@
 
 A bucket of users is one Spark task; all tables of users share their buckets, so nothing is shuffled. Users
 without a usable history, and lists the candidates cannot fill, get what is popular in their segment, then
-with everyone, then whatever is available: every known user has exactly k items unless the catalogue is smaller.
+with everyone, then whatever is available: every known user has exactly k items unless the catalogue is
+smaller.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class _Inputs:
 
     @property
     def key(self) -> str:
-        return f"{self.items.dataset.store.root} {self.items.manifest.fingerprint} {self.popularity.manifest.fingerprint}"
+        commits = (self.items, self.popularity)
+        return " ".join([self.items.dataset.store.root, *(one.manifest.fingerprint for one in commits)])
 
 
 @dataclass(frozen=True)
