@@ -100,3 +100,18 @@ class Spool:
     def _read(self) -> Iterator[pa.RecordBatch]:
         with pa.OSFile(str(self._path)) as source:
             yield from pa.ipc.open_stream(source)
+
+
+def valid_text(rows: pa.Table) -> pa.Table:
+    """Rows whose text is UTF-8: Spark passes bytes on as they are, and readers of Parquet choke on them."""
+    for at, name in enumerate(rows.column_names):
+        column = rows.column(at)
+        if not pa.types.is_string(column.type):
+            continue
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            raw = column.cast(pa.binary()).to_pylist()
+            text = [None if value is None else value.decode("utf-8", "replace") for value in raw]
+            rows = rows.set_column(at, name, pa.array(text, pa.string()))
+    return rows

@@ -11,8 +11,9 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -23,7 +24,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from nightjar.config import Files
+from nightjar.config import Files, ItemSource
 from nightjar.errors import ConfigError, InputError
 from nightjar.sources import RawFile
 from nightjar.store import locate
@@ -86,8 +87,12 @@ class RawTable:
             frame, payload = self._multiline(layout), F.coalesce(F.col(f"{ROW}.{_CORRUPT}"), F.to_json(ROW))
         else:
             frame, payload = self._text(layout, wanted), F.col(ROW)
-        exprs = [self._checked(frame, name, sql).cast("string").alias(name) for name, sql in wanted.items()]
-        return RawGroup(frame.select(*exprs, ROW, SOURCE, UNREADABLE), payload)
+        with lenient(self.spark):
+            exprs = [
+                self._checked(frame, name, sql).cast("string").alias(name) for name, sql in wanted.items()
+            ]
+            mapped = frame.select(*exprs, ROW, SOURCE, UNREADABLE)
+        return RawGroup(mapped, payload)
 
     def _checked(self, frame: DataFrame, name: str, sql: str) -> Column:
         try:
@@ -162,6 +167,22 @@ def open_raw(spark: SparkSession, files: Files, found: Sequence[RawFile], where:
     return RawTable(spark, files, _merged(single), where)
 
 
+@contextmanager
+def lenient(spark: SparkSession) -> Iterator[None]:
+    """While it lasts, expressions are made to give null where ANSI SQL would raise.
+
+    Logs are text and dirty: one `abc` in `seconds / length` of the configuration must not end a night. The
+    choice is fixed when an expression is analysed; Spark Connect analyses later, so there the SQL of a
+    configuration needs try_cast and try_divide.
+    """
+    before = spark.conf.get("spark.sql.ansi.enabled", "true")
+    spark.conf.set("spark.sql.ansi.enabled", "false")
+    try:
+        yield
+    finally:
+        spark.conf.set("spark.sql.ansi.enabled", before or "true")
+
+
 def mapping(files: Files) -> dict[str, str]:
     """Our names -> SQL expressions, from a configuration's `columns` and `sql`."""
     return {**{name: quoted_name(column) for name, column in files.columns.items()}, **files.sql}
@@ -201,7 +222,8 @@ def _require(files: Files, layout: Layout, where: str) -> None:
     """Every column that the mapping names must be there; JSON lines may leave out what is null."""
     if files.format == "jsonl":
         return
-    for name, column in files.columns.items():
+    fields = files.fields if isinstance(files, ItemSource) else {}
+    for name, column in {**fields, **files.columns}.items():
         if layout.columns.count(column) != 1:
             what = "has no column" if column not in layout.columns else "has more than one column"
             raise InputError(

@@ -21,11 +21,12 @@ from pyspark.sql import functions as F
 
 from nightjar.config import CleanEvents, Resources
 from nightjar.engines.outcome import Counts, write_several
-from nightjar.engines.raw import RawTable, mapping, open_raw, require_keys, unite
+from nightjar.engines.raw import RawTable, lenient, mapping, open_raw, require_keys, unite
 from nightjar.engines.spark import read, session, spark_errors
 from nightjar.errors import ContractError
 from nightjar.stage import Metrics, Night
 from nightjar.stages import event_rules
+from nightjar.stages.cells import check_clock
 from nightjar.stages.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, Rules, WriteBucket
 from nightjar.stages.event_rules import JUDGED
 from nightjar.store import Committed
@@ -48,7 +49,8 @@ def clean_events(night: Night, params: CleanEvents, resources: Resources) -> Met
     n_parts = resources.parts or BUCKETS
     with spark_errors("events"):
         tables = {name: _open(spark, night, name, params) for name in params.scenes}
-        judged = _judged(spark, night, params, tables)
+        with lenient(spark):
+            judged = _judged(spark, night, params, tables)
         order = ("key", "micros", "event_id", "payload", "source_file")
         placed = judged.repartition(n_parts, "key").sortWithinPartitions(*order)
     events, quarantine = night.write(EVENTS), night.write(QUARANTINE)
@@ -65,7 +67,7 @@ def clean_events(night: Night, params: CleanEvents, resources: Resources) -> Met
 def _open(spark: SparkSession, night: Night, name: str, params: CleanEvents) -> RawTable:
     scene, where = params.scenes[name], f"scene {name}"
     found = night.raw["events_raw"][name]
-    event_rules.check_clock(spark, scene.time, where)
+    check_clock(spark, scene.time, where)
     table = open_raw(spark, scene, found, where)
     require_keys(table, found, NEEDED)
     return table

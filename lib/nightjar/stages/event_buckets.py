@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pyspark import TaskContext
 
 from nightjar.config import CleanEvents
-from nightjar.engines.outcome import Counts, Spool, outcome
+from nightjar.engines.outcome import Counts, Spool, outcome, valid_text
 from nightjar.errors import ContractError
 from nightjar.kernels import sequences as seq
 from nightjar.store import Attempt
@@ -280,18 +280,3 @@ def _codes(columns: list[pa.Array | pa.ChunkedArray]) -> np.ndarray:
         values = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         code = np.unique(code * (values.max(initial=0) + 1) + values, return_inverse=True)[1]
     return code
-
-
-def valid_text(rows: pa.Table) -> pa.Table:
-    """Rows whose text is UTF-8: Spark passes bytes on as they are, and readers of Parquet choke on them."""
-    for at, name in enumerate(rows.column_names):
-        column = rows.column(at)
-        if not pa.types.is_string(column.type):
-            continue
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            raw = column.cast(pa.binary()).to_pylist()
-            text = [None if value is None else value.decode("utf-8", "replace") for value in raw]
-            rows = rows.set_column(at, name, pa.array(text, pa.string()))
-    return rows
