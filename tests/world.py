@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from nightjar.config import NightConfig
-from nightjar.stage import Night
 from nightjar.progress import QUIET
+from nightjar.stage import Night
 from nightjar.store import Dataset, Manifest, Store
 from nightjar.tables import EVENTS, ITEM_TEXT, ITEMS, Table
 
@@ -58,7 +58,9 @@ def planted(n_users: int = 24, per_taste: int = 8, seed: int = 0) -> World:
         hidden = mine[(user // len(WORDS)) % len(mine)]
         withheld[user_id] = hidden
         for place, item_id in enumerate(one for one in mine if one != hidden):
-            when = datetime(2025, 3, 1, tzinfo=UTC) + timedelta(hours=int(rng.integers(0, 700)), minutes=place)
+            when = datetime(2025, 3, 1, tzinfo=UTC) + timedelta(
+                hours=int(rng.integers(0, 700)), minutes=place
+            )
             events.append(event(user_id, item_id, when))
     return World(tuple(items), tuple(events), withheld)
 
@@ -92,7 +94,11 @@ def config(root: Path | str, **sections: Any) -> NightConfig:
                     "path": "unused",
                     "format": "jsonl",
                     "columns": {"user_id": "u", "event_type": "t", "event_time": "at"},
-                    "event_types": {"view": {}, "buy": {"weight": 3.0}, "return": {"weight": 3.0, "negative": True}},
+                    "event_types": {
+                        "view": {},
+                        "buy": {"weight": 3.0},
+                        "return": {"weight": 3.0, "negative": True},
+                    },
                 }
             }
         },
@@ -106,7 +112,9 @@ def config(root: Path | str, **sections: Any) -> NightConfig:
     return NightConfig.model_validate(base)
 
 
-def commit(store: Store, table: Table, ds: date, parts: Sequence[pa.Table], fingerprint: str = "planted") -> None:
+def commit(
+    store: Store, table: Table, ds: date, parts: Sequence[pa.Table], fingerprint: str = "planted"
+) -> None:
     """Commits rows as they are, as a stage of an earlier run would have."""
     attempt = Dataset(store, table, str(ds)).attempt(fingerprint)
     files = tuple(attempt.write_part(number, [rows]) for number, rows in enumerate(parts))
@@ -145,7 +153,12 @@ def commit_world(world: World, night: Night, rows_per_part: int = 20) -> None:
     ]
     for table, rows in ((ITEMS, items), (ITEM_TEXT, texts)):
         cuts = range(0, max(len(rows), 1), rows_per_part)
-        commit(store, table, night.ds, [pa.Table.from_pylist(rows[at : at + rows_per_part], table.schema) for at in cuts])
+        commit(
+            store,
+            table,
+            night.ds,
+            [pa.Table.from_pylist(rows[at : at + rows_per_part], table.schema) for at in cuts],
+        )
 
 
 def night(root: Path | str, ds: date = DS, **sections: Any) -> Night:

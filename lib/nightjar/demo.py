@@ -53,9 +53,7 @@ def _demo(spec: GenerateSpec, with_backtest: bool) -> None:
     if tested:
         print(f"\nBACK-TEST against most popular (windowed) and random\n{tested}")
     print(_people(night))
-    print(
-        f"\noutput      {night.store.path(RECOMMENDATIONS.name)}  (files: nightjar ls recommendations)"
-    )
+    print(f"\noutput      {night.store.path(RECOMMENDATIONS.name)}  (files: nightjar ls recommendations)")
     print(f"a user      nightjar show {_users_shown(night)[0]}")
     print(f"demo took   {time.monotonic() - started:.0f} s")
 
@@ -101,8 +99,14 @@ def _withheld(night: Night, facts: dict[str, object]) -> str:
     rank = lists["rank"].take(at).fill_null(0).to_numpy().astype(np.float64)
     rank = np.where(rank == 0, np.inf, rank)
     ceiling = facts["ceiling"]["withheld"]  # type: ignore[index]
-    figures: dict[str, np.ndarray] = {"hit_rate_at_1": rank <= 1, "hit_rate_at_10": rank <= 10, "mrr": 1 / rank}
-    words = [f"{name} {float(np.mean(values)):.3f} (ceiling {ceiling[name]:.3f})" for name, values in figures.items()
+    figures: dict[str, np.ndarray] = {
+        "hit_rate_at_1": rank <= 1,
+        "hit_rate_at_10": rank <= 10,
+        "mrr": 1 / rank,
+    }
+    words = [
+        f"{name} {float(np.mean(values)):.3f} (ceiling {ceiling[name]:.3f})"
+        for name, values in figures.items()
     ]
     return f"withheld    of {len(rank):,} users: " + ", ".join(words)
 

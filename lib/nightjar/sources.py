@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -19,6 +20,7 @@ from nightjar.errors import ConfigError, InputError
 from nightjar.store import locate
 
 _MAGIC = "*?["
+_UNSEEN = (".", "_")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ def raw_files(files: Files, ds: date, days: int, where: str) -> tuple[RawFile, .
             if dated
             else [pattern]
         )
-        matches = [raw for one in patterns for raw in _glob(one, where)]
+        # All dates share one fixed part, so that a file's name says which date it is of.
+        fixed = _fixed_part(locate(pattern.replace("{ds}", "*"))[1])
+        matches = [raw for one in patterns for raw in _glob(one, where, fixed)]
         if not matches:
             upto = f" for the {days} days up to {ds}" if dated else ""
             raise InputError(f"{where}: no file matches {pattern}{upto}; check the path in the configuration")
@@ -61,24 +65,27 @@ def fingerprint(files: Iterable[RawFile]) -> str:
     return digest.hexdigest()
 
 
-def _glob(pattern: str, where: str) -> list[RawFile]:
+def _glob(pattern: str, where: str, fixed: str) -> list[RawFile]:
     fs, path = locate(pattern)
     prefix = pattern[: pattern.index("://") + 3] if "://" in pattern else ""
-    fixed = _fixed_part(path)
     try:
-        infos = _listing(fs, path, fixed)
+        # fsspec's memory file system answers with a leading slash that its paths do not have.
+        lead = "/" if path.startswith("/") else ""
+        listed = _listing(fs, path, _fixed_part(path))
+        infos = [(lead + info.path.lstrip("/"), info) for info in listed if info.type == pafs.FileType.File]
     except OSError as error:
         raise InputError(
             f"{where}: {pattern} cannot be listed ({error}); check that the folder is readable"
         ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: {pattern} meets a file whose name is no UTF-8; rename it") from None
     kept: list[RawFile] = []
-    for info in infos:
-        hidden = info.base_name.startswith((".", "_"))
-        if info.type != pafs.FileType.File or hidden or not _matches(info.path, path):
+    for found, info in infos:
+        if not _matches(found, path) or _hidden(found, path):
             continue
         # Without a wildcard the name is the base name; with one, what lies below the fixed folder.
-        name = info.path[len(fixed) :].lstrip("/") or info.base_name
-        shown = info.path if isinstance(fs, pafs.LocalFileSystem) else _uri(prefix, info.path)
+        name = found[len(fixed) :].lstrip("/") or info.base_name
+        shown = found if isinstance(fs, pafs.LocalFileSystem) else _uri(prefix, found)
         kept.append(RawFile(shown, name, info.size or 0, info.mtime_ns or 0))
     return kept
 
@@ -107,6 +114,19 @@ def _matches(path: str, pattern: str) -> bool:
     if len(names) < len(wanted):
         return False
     return all(fnmatch.fnmatchcase(name, want) for name, want in zip(names, wanted, strict=False))
+
+
+def _hidden(path: str, pattern: str) -> bool:
+    """Names with a leading . or _ are no data, as in Spark: half-written files, checksums, table logs.
+
+    A folder that the pattern itself names so is meant; a file never is, since Spark would not read it.
+    """
+    *folders, file = path.split("/")
+    wanted = itertools.chain(pattern.split("/"), itertools.repeat(""))
+    return file.startswith(_UNSEEN) or any(
+        name.startswith(_UNSEEN) and not want.startswith(_UNSEEN)
+        for name, want in zip(folders, wanted, strict=False)
+    )
 
 
 def _uri(prefix: str, path: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
+import logging
 import os
 import re
 import sys
@@ -41,6 +42,7 @@ def session(config: NightConfig) -> SparkSession:
     """
     # A relative interpreter under spark-submit is one inside a shipped archive; leave it alone.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    logging.getLogger("SQLQueryContextLogger").disabled = True
     builder = SparkSession.builder.appName("nightjar")
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         builder = _local(builder, config)
@@ -78,6 +80,8 @@ def _fixed(config: NightConfig) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions),
         "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+        # Spark 4 keeps a Python stack trace for every column expression and logs each refused query as JSON.
+        "spark.python.sql.dataFrameDebugging.enabled": "false",
         "spark.sql.execution.arrow.maxBytesPerBatch": "64m",
         # Before 4.0 the default raises on the first text that only the parser of Spark 2 understood.
         "spark.sql.legacy.timeParserPolicy": "CORRECTED",
