@@ -89,7 +89,7 @@ def _judge(spark: SparkSession, night: Night, params: BuildItems) -> Judged:
         name = f"source{at}"
         check_clock(spark, source.time, f"build_items.sources.{at}")
         table = _open(spark, night, name, source)
-        groups = table.groups(catalogue.wanted(source))
+        groups = table.groups(catalogue.wanted(source, fields))
         frames = [catalogue.judge_item(group, source, name, fields, limits) for group in groups]
         names.append(name)
         rows.append(_together(frames, table, name))
@@ -196,7 +196,7 @@ def _write_items(
     if not n_items:
         raise InputError("build_items: no item is left; see the reasons in items_quarantine's counts")
     starts = catalogue.part_starts(rows.select("item_id"), n_items, params.rows_per_part)
-    wide = rows.select("item_id", "knowledge", *map(catalogue.named, catalogue.columns_of(composer.fields)))
+    wide = rows.select("item_id", "knowledge", *catalogue.columns_of(composer.fields))
     placed = catalogue.to_parts(wide, starts, resources.parts)
     items, texts = night.write(ITEMS), night.write(ITEM_TEXT)
     task = WriteItems(items, texts, composer, (n_items, params.rows_per_part))

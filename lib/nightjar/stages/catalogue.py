@@ -20,7 +20,6 @@ TEXTS = ("title", "description", "category")
 REJECTS = ("scene", "reason", "payload", "source_file")
 IDS_A_BUCKET = 2_000_000
 """Ids sorted by one task while numbers are given out; narrow rows, about 100 MB."""
-_FIELD = "field."
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,25 @@ def field_names(params: BuildItems) -> list[str]:
     return sorted({name for source in params.sources for name in source.fields})
 
 
-def wanted(source: ItemSource) -> dict[str, str]:
+def wanted(source: ItemSource, fields: Sequence[str]) -> dict[str, str]:
     """What to read of a source's files, as SQL."""
-    fields = {f"{_FIELD}{name}": quoted_name(column) for name, column in source.fields.items()}
-    return {**mapping(source), **fields}
+    own = {field_column(fields.index(name)): quoted_name(column) for name, column in source.fields.items()}
+    return {**mapping(source), **own}
+
+
+def field_column(at: int) -> str:
+    """The column of field number `at`: a field's own name may hold letters that Spark reads as syntax."""
+    return f"field_{at}"
 
 
 def judge_item(
     group: RawGroup, source: ItemSource, name: str, fields: Sequence[str], limits: Limits
 ) -> DataFrame:
     """Raw rows of one layout -> cleaned columns, REJECTS among them; `reason` is null for a good row."""
-    given = wanted(source)
+    given = wanted(source, fields)
 
     def cell(column: str) -> Column:
-        found = F.col(quoted_name(column)) if column in given else F.lit(None).cast("string")
+        found = F.col(column) if column in given else F.lit(None).cast("string")
         return text(F.substring(found, 1, limits.max_cell_chars))
 
     def moment(column: str) -> Column:
@@ -62,8 +66,7 @@ def judge_item(
 
     cleaned = group.frame.select(
         external_id(text(F.col("item_id"))).alias("item_id"),
-        *(cell(column).alias(column) for column in TEXTS),
-        *(cell(f"{_FIELD}{field}").alias(f"{_FIELD}{field}") for field in fields),
+        *(cell(column).alias(column) for column in (*TEXTS, *map(field_column, range(len(fields))))),
         truth(cell("available")).alias("available"),
         moment("first_seen").alias("first_seen"),
         moment("updated_at").alias("updated_at"),
@@ -115,7 +118,7 @@ def picked(rows: DataFrame, source: ItemSource, fields: Sequence[str]) -> DataFr
     """
     columns = columns_of(fields)
     order = ["updated_at", *(column for column in columns if column != "updated_at")]
-    newest = F.max(F.struct(*map(named, order)))
+    newest = F.max(F.struct(*order))
     if source.pick == "latest":
         best = rows.groupBy("item_id").agg(newest.alias("best"), F.count("*").alias("n_rows"))
         return best.select("item_id", "n_rows", "best.*")
@@ -139,22 +142,19 @@ def merged(sources: Sequence[DataFrame], fields: Sequence[str]) -> DataFrame:
         for at in range(len(sources))
     )
     found = together.groupBy("item_id").agg(*firsts, *counts)
-    values = (F.col(f"{quoted_name(column)}.value").alias(column) for column in columns)
+    values = (F.col(f"{column}.value").alias(column) for column in columns)
     return found.select("item_id", *values, *(f"n_rows_{at}" for at in range(len(sources))))
 
 
 def _first(column: str) -> Column:
-    value = named(column)
-    return F.min(F.when(value.isNotNull(), F.struct(F.col("_source"), value.alias("value"))))
+    value = F.col(column).alias("value")
+    return F.min(F.when(F.col(column).isNotNull(), F.struct(F.col("_source"), value)))
 
 
 def columns_of(fields: Sequence[str]) -> list[str]:
     """The columns of a cleaned item beside its id."""
-    return [*TEXTS, *(f"{_FIELD}{field}" for field in fields), "available", "first_seen", "updated_at"]
-
-
-def named(column: str) -> Column:
-    return F.col(quoted_name(column)).alias(column)
+    own = map(field_column, range(len(fields)))
+    return [*TEXTS, *own, "available", "first_seen", "updated_at"]
 
 
 def facts(triples: DataFrame, source: Triples, at: int) -> DataFrame:

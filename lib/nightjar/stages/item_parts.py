@@ -14,6 +14,7 @@ from nightjar.engines.outcome import Counts, outcome, valid_text
 from nightjar.engines.spark import Runs
 from nightjar.errors import ContractError
 from nightjar.kernels import text as kernel
+from nightjar.stages.catalogue import field_column
 from nightjar.store import Attempt
 from nightjar.tables import ITEM_TEXT, ITEMS, QUARANTINE_SCHEMA
 
@@ -33,7 +34,7 @@ class Composer:
         """(row of items, row of item_text, whether the text is only the id)."""
         item_id = row["item_id"]
         named = {name: kernel.clean(row[name]) for name in ("title", "description", "category", "knowledge")}
-        fields = {name: kernel.clean(row[f"field.{name}"]) for name in self.fields}
+        fields = {name: kernel.clean(row[field_column(at)]) for at, name in enumerate(self.fields)}
         values = {**fields, **named, "item_id": item_id}
         text = kernel.bounded(kernel.render(self.pieces, values), self.max_chars)
         bare = not kernel.usable(text)
