@@ -10,6 +10,7 @@ invisible. On POSIX "put" is a rename of a synced temporary file; on an object s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -28,7 +29,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from nightjar.errors import ContractError, NotCommitted, StorageError
-from nightjar.tables import Table
+from nightjar.tables import Table, WholeLists
 
 ROWS_PER_GROUP = 65_536
 """Rows of a Parquet row group; fixed, so that bytes do not depend on the batches rows arrived in."""
@@ -59,25 +60,22 @@ class Store:
     def open(self, name: str) -> pa.NativeFile:
         """A seekable stream over a file under the root."""
         fs, base = self._located
-        try:
+        with self.doing("read", name):
             return fs.open_input_file(f"{base}/{name}")
-        except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be read: {_reason(error)}") from None
 
     def get(self, name: str) -> bytes | None:
         """The bytes of a small file, or None where there is none."""
         fs, base = self._located
-        try:
-            with fs.open_input_stream(f"{base}/{name}") as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be read: {_reason(error)}") from None
+        with self.doing("read", name):
+            try:
+                with fs.open_input_stream(f"{base}/{name}") as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
 
     def put(self, name: str, data: bytes) -> None:
         """Writes a small file atomically: readers see the old bytes or the new ones."""
-        with tempfile.TemporaryDirectory() as folder:
+        with self.doing("written", name), tempfile.TemporaryDirectory() as folder:
             aside = Path(folder) / "data"
             aside.write_bytes(data)
             self.put_file(aside, name)
@@ -86,54 +84,66 @@ class Store:
         """Puts a finished local file in place atomically; the file aside is left for its owner to drop."""
         fs, base = self._located
         target = f"{base}/{name}"
-        try:
+        with self.doing("written", name):
             fs.create_dir(target.rpartition("/")[0], recursive=True)
             if isinstance(fs, pafs.LocalFileSystem):
                 _replace(aside, Path(target))
                 return
             with aside.open("rb") as source, fs.open_output_stream(target) as sink:
                 shutil.copyfileobj(source, sink, 1 << 22)
-        except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be written: {_reason(error)}") from None
 
     def scratch(self, name: str) -> str | None:
         """A local folder for files that are then renamed into place under `name`; None on object stores."""
         if not self.is_local:
             return None
         folder = Path(self.path(name))
-        try:
+        with self.doing("made", name):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder} cannot be made: {_reason(error)}") from None
         return str(folder)
 
     def children(self, name: str) -> list[str]:
         """Names directly under a folder, sorted, or none; for people and clean-up only."""
         fs, base = self._located
-        try:
+        with self.doing("listed", name):
             infos = fs.get_file_info(pafs.FileSelector(f"{base}/{name}", allow_not_found=True))
-        except OSError as error:
-            raise StorageError(f"{self.path(name)} cannot be listed: {_reason(error)}") from None
         return sorted(info.base_name for info in infos)
 
     def drop(self, name: str) -> None:
         """Removes a file or a folder; nothing happens where there is none."""
         fs, base = self._located
-        info = fs.get_file_info(f"{base}/{name}")
-        if info.type == pafs.FileType.Directory:
-            fs.delete_dir(f"{base}/{name}")
-        elif info.type == pafs.FileType.File:
-            fs.delete_file(f"{base}/{name}")
+        with self.doing("removed", name):
+            info = fs.get_file_info(f"{base}/{name}")
+            if info.type == pafs.FileType.Directory:
+                fs.delete_dir(f"{base}/{name}")
+            elif info.type == pafs.FileType.File:
+                fs.delete_file(f"{base}/{name}")
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file under the root, or None where there is none."""
+        fs, base = self._located
+        with self.doing("read", name):
+            size: int | None = fs.get_file_info(f"{base}/{name}").size
+        return size
+
+    @contextlib.contextmanager
+    def doing(self, what: str, name: str) -> Iterator[None]:
+        """Turns what a file system refuses inside the block into a StorageError of one sentence."""
+        try:
+            yield
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StorageError(f"{self.path(name)} cannot be {what}: {_reason(error)}") from None
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or URI and the path in it; StorageError for an unknown protocol."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     try:
+        if "://" not in uri:
+            return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
         fs, path = pafs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid:
         return _by_fsspec(uri)
+    except (OSError, RuntimeError) as error:  # no libhdfs, no such host, ~nobody
+        raise StorageError(f"{uri} cannot be reached: {' '.join(str(error).split())[:300]}") from None
     return fs, path.rstrip("/")
 
 
@@ -151,13 +161,19 @@ def _by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def _replace(aside: Path, target: Path) -> None:
     """Renames a file into place so that a crash leaves the old one or the new one, also after power loss."""
-    near = aside
-    if aside.stat().st_dev != target.parent.stat().st_dev:
-        near = target.parent / f".tmp-{uuid.uuid4().hex}"
-        shutil.copyfile(aside, near)
-    with near.open("rb") as handle:
-        os.fsync(handle.fileno())
-    near.replace(target)
+    near = target.parent / f".tmp-{uuid.uuid4().hex}"
+    if aside.stat().st_dev == target.parent.stat().st_dev:
+        near = aside
+    try:
+        if near is not aside:
+            shutil.copyfile(aside, near)
+        with near.open("rb") as handle:
+            os.fsync(handle.fileno())
+        near.replace(target)
+    except OSError:
+        if near is not aside:  # on a full disk half a copy would go on taking room
+            near.unlink(missing_ok=True)
+        raise
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -165,11 +181,14 @@ def _replace(aside: Path, target: Path) -> None:
         os.close(folder)
 
 
-def _reason(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and run the same command again"
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if number in (errno.EACCES, errno.EPERM):
         return "permission denied; check the owner and mode of the folder"
+    if number == errno.EROFS:
+        return "it is mounted read-only; name another root or mount it for writing"
     return " ".join(str(error).split())
 
 
@@ -212,7 +231,7 @@ class Manifest:
             raw = json.loads(data)
             files = tuple(FileEntry(**entry) for entry in raw.pop("files"))
             return cls(files=files, schema=tuple(raw.pop("schema")), **raw)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(
                 f"{where} is no manifest ({error}); remove it and run its stage again"
             ) from None
@@ -296,18 +315,29 @@ class Committed:
 
     def read_part(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
         """One part's rows."""
-        with self.dataset.store.open(self.name_of(entry)) as source:
-            try:
-                return pq.ParquetFile(source).read(columns=list(columns) if columns else None)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise StorageError(
-                    f"{self.path(entry)} is damaged ({error}); run `nightjar verify`, then its stage again"
-                ) from None
+        with self._sound(entry), self.dataset.store.open(self.name_of(entry)) as source:
+            return pq.ParquetFile(source).read(columns=list(columns) if columns else None)
 
     def batches(self, entry: FileEntry, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """One part's rows as record batches, a row group in memory at a time."""
         with self.dataset.store.open(self.name_of(entry)) as source:
-            yield from pq.ParquetFile(source).iter_batches(columns=list(columns) if columns else None)
+            with self._sound(entry):
+                batches = pq.ParquetFile(source).iter_batches(columns=list(columns) if columns else None)
+            while True:
+                with self._sound(entry):  # not around the yield: what its reader raises is not ours
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+
+    @contextlib.contextmanager
+    def _sound(self, entry: FileEntry) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(
+                f"{self.path(entry)} is damaged ({error}); run `nightjar verify`, then its stage again"
+            ) from None
 
     def _empty(self, names: Sequence[str] | None) -> pa.Table:
         schema = self.dataset.table.arrow_schema(dim=1)
@@ -328,9 +358,17 @@ class Attempt:
         return f"{self.dataset.folder}/{self.fingerprint}"
 
     def done(self, part: int) -> FileEntry | None:
-        """The entry of a part that an earlier run finished, or None; its marker is written last."""
-        data = self.dataset.store.get(f"{self.folder}/{_part_name(part)}.done.json")
-        return None if data is None else FileEntry(**json.loads(data))
+        """The entry of a part that an earlier run finished, or None; its marker is written last.
+
+        A marker that cannot be read, or whose part is gone or of another size, means not done.
+        """
+        store, name = self.dataset.store, f"{self.folder}/{_part_name(part)}"
+        data = store.get(f"{name}.done.json")
+        try:
+            entry = None if data is None else FileEntry(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+        return entry if entry is not None and store.size(name) == entry.bytes else None
 
     def write_part(
         self, part: int, rows: Iterable[pa.RecordBatch | pa.Table], metadata: Mapping[str, str] | None = None
@@ -344,18 +382,17 @@ class Attempt:
         schema = table.arrow_schema(self.dim).with_metadata(
             {**(metadata or {}), "nightjar.table": table.name}
         )
-        with tempfile.TemporaryDirectory(dir=self._scratch(), prefix=".tmp-") as folder:
+        store, scratch = self.dataset.store, self._scratch()
+        with (
+            store.doing("written", f"{self.folder}/{name}"),
+            tempfile.TemporaryDirectory(dir=scratch, prefix=".tmp-") as folder,
+        ):
             aside = Path(folder) / name
-            try:
-                n_rows = _write_parquet(aside, table, schema, rows)
-            except OSError as error:
-                raise StorageError(
-                    f"{self.dataset.store.path(self.folder, name)} cannot be written: {_reason(error)}"
-                ) from None
+            n_rows = _write_parquet(aside, table, schema, rows)
             entry = FileEntry(name, aside.stat().st_size, sha256_of(aside), n_rows, part)
-            self.dataset.store.put_file(aside, f"{self.folder}/{name}")
+            store.put_file(aside, f"{self.folder}/{name}")
         marker = json.dumps(asdict(entry), sort_keys=True).encode()
-        self.dataset.store.put(f"{self.folder}/{name}.done.json", marker)
+        store.put(f"{self.folder}/{name}.done.json", marker)
         return entry
 
     def put_artefact(self, aside: Path, name: str) -> FileEntry:
@@ -391,13 +428,15 @@ def _part_name(part: int) -> str:
 def _write_parquet(
     aside: Path, table: Table, schema: pa.Schema, rows: Iterable[pa.RecordBatch | pa.Table]
 ) -> int:
-    n_rows, last_key = 0, None
+    n_rows, last_key, whole = 0, None, WholeLists(table)
     with pq.ParquetWriter(aside, schema, **_layout(table)) as writer:
-        for group in row_groups(rows):
+        for group in row_groups(rows, table.name):
             checked = table.conform(group, schema, f"rows from {n_rows}")
             last_key = _unique_keys(table, checked, last_key)
+            whole.add(checked)
             writer.write_table(checked, row_group_size=ROWS_PER_GROUP)
             n_rows += len(checked)
+        whole.end()
     return n_rows
 
 
@@ -410,7 +449,7 @@ def _layout(table: Table) -> dict[str, Any]:
     return {"compression": codecs, "use_dictionary": others, "write_statistics": others}
 
 
-def row_groups(rows: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pa.Table]:
+def row_groups(rows: Iterable[pa.RecordBatch | pa.Table], name: str = "rows") -> Iterator[pa.Table]:
     """Rows in the order they came, cut into tables of exactly ROWS_PER_GROUP (the last one shorter)."""
     waiting: list[pa.Table] = []
     n_waiting = 0
@@ -419,12 +458,19 @@ def row_groups(rows: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pa.Table]:
         waiting.append(table)
         n_waiting += len(table)
         while n_waiting >= ROWS_PER_GROUP:
-            joined = pa.concat_tables(waiting)
+            joined = _joined(waiting, name)
             yield joined.slice(0, ROWS_PER_GROUP).combine_chunks()
             rest = joined.slice(ROWS_PER_GROUP)
             waiting, n_waiting = [rest], len(rest)
     if n_waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield _joined(waiting, name).combine_chunks()
+
+
+def _joined(tables: Sequence[pa.Table], name: str) -> pa.Table:
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise ContractError(f"{name}: rows came in batches of different columns or types ({error})") from None
 
 
 def _unique_keys(table: Table, rows: pa.Table, last_key: tuple[Any, ...] | None) -> tuple[Any, ...] | None:

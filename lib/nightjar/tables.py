@@ -31,6 +31,8 @@ class Table:
     schema: Arrow fields; a list<float> field named in `vector` is written with a fixed size.
     key: columns that identify a row; parts are sorted so that equal keys would be neighbours.
     checks: invariants of a row group beyond types, nulls and key uniqueness inside a part.
+    whole: an invariant of all rows that share the first key column (a user's list), which are never cut
+    for it, wherever a row group ends.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Table:
     key: tuple[str, ...] = ()
     vector: str | None = None
     checks: tuple[Check, ...] = ()
+    whole: Check | None = None
 
     def arrow_schema(self, dim: int | None = None) -> pa.Schema:
         """The schema to write; `dim` is the length of the vector column, needed where there is one."""
@@ -51,25 +54,64 @@ class Table:
 
     def conform(self, rows: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
         """`rows` with exactly `schema`, or a ContractError that prints both sides."""
-        if set(rows.column_names) != set(schema.names):
+        if sorted(rows.column_names) != sorted(schema.names):
             raise ContractError(
                 f"{self.name}: {where} has columns {sorted(rows.column_names)}, the contract says "
                 f"{sorted(schema.names)}"
             )
         try:
             out = rows.select(schema.names).cast(schema)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        except (pa.ArrowException, ValueError) as error:
             raise ContractError(
                 f"{self.name}: {where} does not fit its contract ({error}); got "
                 f"[{_fields(rows.schema)}], the contract says [{_fields(schema)}]"
             ) from None
         for field in schema:
-            if not field.nullable and out.column(field.name).null_count:
+            if not field.nullable and _has_nulls(out.column(field.name)):
                 raise ContractError(f"{self.name}: {where} has nulls in {field.name}, which allows none")
         for check in self.checks:
             if fault := check(out):
                 raise ContractError(f"{self.name}: {where}: {fault}")
         return out
+
+
+class WholeLists:
+    """Holds a table's `whole` invariant over row groups that come one after the other.
+
+    Rows of the last value of the first key column wait for the next group: a list may go on there.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._waiting: pa.Table | None = None
+
+    def add(self, rows: pa.Table) -> None:
+        """The next row group; ContractError when a list that ended in it breaks the invariant."""
+        if self._table.whole is None or not len(rows):
+            return
+        joined = rows if self._waiting is None else pa.concat_tables([self._waiting, rows])
+        column = joined.column(self._table.key[0])
+        cut = pc.index(column, column[-1]).as_py()
+        self._check(joined.slice(0, cut))
+        self._waiting = joined.slice(cut)
+
+    def end(self) -> None:
+        """No more rows."""
+        if self._waiting is not None:
+            self._check(self._waiting)
+
+    def _check(self, rows: pa.Table) -> None:
+        if self._table.whole is not None and (fault := self._table.whole(rows)):
+            raise ContractError(f"{self._table.name}: {fault}")
+
+
+def _has_nulls(column: pa.ChunkedArray) -> bool:
+    """Nulls in a column or in the lists of it."""
+    if column.null_count:
+        return True
+    kind = column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pc.list_flatten(column).null_count)
 
 
 def _fields(schema: pa.Schema) -> str:
@@ -155,6 +197,8 @@ def ranked_lists(rows: pa.Table) -> str | None:
         flat_nums, flat_scores = nums.flatten().to_numpy(), scores.flatten().to_numpy()
         if (flat_nums < 0).any():
             return "item_nums holds a negative number"
+        if not np.isfinite(flat_scores).all():
+            return "scores are not all finite"
         same_row = row_of[1:] == row_of[:-1]
         if (flat_scores[1:][same_row] > flat_scores[:-1][same_row]).any():
             return "scores rise within a list"
@@ -170,9 +214,8 @@ def dense_ranks(rows: pa.Table) -> str | None:
     user = rows.column("user_id").combine_chunks().dictionary_encode()
     code = (user.combine_chunks() if isinstance(user, pa.ChunkedArray) else user).indices.to_numpy()
     rank = rows.column("rank").to_numpy()
-    starts = np.r_[True, code[1:] != code[:-1]] if len(code) else np.zeros(0, bool)
-    # A row group may begin inside a user's list, so its first run may start at any rank.
-    expected = np.r_[rank[:1], np.where(starts[1:], 1, rank[:-1] + 1)] if len(code) else rank
+    starts = np.r_[True, code[1:] != code[:-1]][: len(code)]
+    expected = np.where(starts, 1, np.r_[0, rank[:-1]] + 1) if len(code) else rank
     if not np.array_equal(rank, expected):
         return "ranks of a user have a gap or do not start at 1"
     item = rows.column("item_id").combine_chunks().dictionary_encode()
@@ -322,7 +365,8 @@ RECOMMENDATIONS = Table(
         ("reason", pa.list_(pa.struct([pa.field("item_id", TEXT), pa.field("share", FLOAT)]))),
     ),
     key=("user_id", "rank"),
-    checks=(finite("score"), one_of("source", SOURCES), dense_ranks),
+    checks=(finite("score"), one_of("source", SOURCES)),
+    whole=dense_ranks,
 )
 TRUTH = Table(
     "truth",
