@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -24,13 +24,17 @@ RESOURCE: dict[str, Any] = {"resource": True}
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=0)]
+Days = Annotated[int, Field(gt=0, le=36_525)]
+"""A span of dates, a century at most: dates begin with year 1."""
+EARLIEST, LATEST = date(1970, 1, 1), date(9998, 12, 31)
+"""The dates a night can have; spans of days before and after them must be dates too."""
 
 
 class Section(BaseModel):
     """Base of every model here: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The params of this section as plain JSON, resources left out, for a fingerprint."""
@@ -79,7 +83,7 @@ class Files(Section):
     multiline: bool = Field(
         False, description="csv: quoted fields may hold line breaks; such a file is read by one task"
     )
-    days: Positive = Field(
+    days: Days = Field(
         1,
         description="items, triples and users: how many dates up to ds a path with {ds} is read for; 1 for "
         "full dumps, more where each date holds only what is new",
@@ -165,8 +169,8 @@ class CleanEvents(Section):
         description="snapshot: every night cleans the whole window; daily: only its own date, "
         "and later stages read the window of dates",
     )
-    window_days: Positive = Field(365, description="dates before and with ds that count as history")
-    late_days: int = Field(3, ge=0, description="daily: how many days an event may arrive late")
+    window_days: Days = Field(365, description="dates before and with ds that count as history")
+    late_days: int = Field(3, ge=0, le=36_525, description="daily: how many days an event may arrive late")
     future_seconds: int = Field(0, ge=0, description="clock skew allowed past the end of ds")
     max_events_per_day: Positive = Field(1000, description="above it, a user's day is a bot's")
     double_click_seconds: float = Field(
@@ -366,6 +370,21 @@ class SparkConfig(Section):
     shuffle_partitions: Positive = 8
     conf: dict[str, str] = Field(default_factory=dict)
 
+    @field_validator("conf", mode="before")
+    @classmethod
+    def _as_spark_writes_them(cls, value: Any) -> Any:
+        return dict(_dotted(value)) if isinstance(value, Mapping) else value
+
+
+def _dotted(settings: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested keys, as `--set spark.conf.spark.sql.ansi.enabled=false` makes them, joined; values as text."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, bool | int | float)
+            yield f"{prefix}{key}", str(value).lower() if plain else value
+
 
 class RayConfig(Section):
     """The Ray cluster of a run; `auto` joins the one in RAY_ADDRESS or starts a local one."""
@@ -379,7 +398,9 @@ class NightConfig(Section):
     """Everything a night is told."""
 
     root: str
-    ds: date | None = Field(None, description="the night run where --ds is not given; else yesterday, UTC")
+    ds: date | None = Field(
+        None, ge=EARLIEST, le=LATEST, description="the night run where --ds is not given; else yesterday, UTC"
+    )
     spark: SparkConfig = Field(default_factory=SparkConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     clean_events: CleanEvents
@@ -420,6 +441,8 @@ def load_config(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> N
         return NightConfig.model_validate(_from_environment(merged))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_sentence(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: an anchor (&name) holds itself; write it out") from None
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -433,6 +456,8 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # 2025-02-30
+        raise ConfigError(f"{path} holds a value that cannot be: {error}") from None
     if loaded is None:
         loaded = {}
     if not isinstance(loaded, dict):
@@ -457,7 +482,7 @@ def _override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text}: write it as section.key=value")
     try:
         nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {text}: the value is no valid YAML") from None
     for name in reversed(key.strip().split(".")):
         nested = {name: nested}
@@ -504,22 +529,39 @@ def _fault(fault: Any) -> str:
     return (
         f"{where}: {message}"
         if fault["type"] == "value_error"
-        else f"{where}: {message} (got {fault['input']!r})"
+        else f"{where}: {message} (got {_short(fault['input'])})"
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:
     """Names of the fields of the model at a location, looking through dicts and tuples of models."""
-    model: Any = NightConfig
+    annotation: Any = NightConfig
     for part in location:
-        if isinstance(model, type) and issubclass(model, Section):
-            field = model.model_fields.get(part)
-            model = _model_in(field.annotation) if field else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []
+        annotation = _step(annotation, part)
+    model = _model_in(annotation)
+    return list(model.model_fields) if model else []
 
 
-def _model_in(annotation: Any) -> Any:
+def _step(annotation: Any, part: str) -> Any:
+    """The annotation one part of a location further in: a model's field, or what a dict or tuple holds."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        field = annotation.model_fields.get(part)
+        return field.annotation if field else None
+    if get_origin(annotation) in (dict, tuple):
+        return get_args(annotation)[1 if get_origin(annotation) is dict else 0]
+    inner = (_step(argument, part) for argument in get_args(annotation))
+    return next((found for found in inner if found is not None), None)
+
+
+def _model_in(annotation: Any) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    inner = [_model_in(argument) for argument in getattr(annotation, "__args__", ())]
+    if get_origin(annotation) in (dict, tuple):
+        return None
+    inner = (_model_in(argument) for argument in get_args(annotation))
     return next((model for model in inner if model is not None), None)

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from nightjar.config import NightConfig
+from nightjar.config import EARLIEST, LATEST, NightConfig
 from nightjar.errors import ConfigError
 from nightjar.pipeline import NIGHT
 from nightjar.stage import Night, RunStage, Stage, StageResult, run_stage
@@ -47,9 +47,12 @@ def logical_date(text: str | None, config: NightConfig) -> date:
     if text is None:
         return config.ds or datetime.now(UTC).date() - timedelta(days=1)
     try:
-        return date.fromisoformat(text)
+        ds = date.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"--ds {text}: write a date as YYYY-MM-DD") from None
+    if not EARLIEST <= ds <= LATEST:
+        raise ConfigError(f"--ds {text}: name a date from {EARLIEST} to {LATEST}")
+    return ds
 
 
 def seconds_by_stage(results: Sequence[StageResult]) -> dict[str, float]:

@@ -269,8 +269,9 @@ def _lock(night: Night) -> Iterator[None]:
     if not night.store.is_local:
         yield
         return
-    folder = Path(night.store.scratch("_locks") or ".")
-    handle = os.open(folder / f"{night.stage}.{night.ds}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    folder, name = Path(night.store.scratch("_locks") or "."), f"{night.stage}.{night.ds}.lock"
+    with night.store.doing("written", f"_locks/{name}"):
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import tempfile
@@ -239,7 +240,7 @@ def long_sha(tmp_path_factory: pytest.TempPathFactory) -> str:
 @given(st.lists(st.integers(0, N_ROWS), max_size=6), st.booleans())
 def test_bytes_do_not_depend_on_batches(long_sha: str, cuts: list[int], as_batches: bool) -> None:
     edges = [0, *sorted(cuts), N_ROWS]
-    pieces = [LONG.slice(start, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [LONG.slice(start, stop - start) for start, stop in itertools.pairwise(edges)]
     rows = [batch for piece in pieces for batch in piece.to_batches()] if as_batches else pieces
     with tempfile.TemporaryDirectory() as folder:
         entry = dataset(folder).attempt("f").write_part(0, rows)
@@ -286,7 +287,7 @@ def test_bytes_of_nested_columns_do_not_depend_on_batches(cuts: list[int], colum
         ),
     ][column]
     edges = [0, *sorted(cuts), 40]
-    pieces = [rows.slice(start, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [rows.slice(start, stop - start) for start, stop in itertools.pairwise(edges)]
     with tempfile.TemporaryDirectory() as folder:
         data = dataset(folder, table)
         whole = data.attempt("f", dim=4).write_part(0, [rows])
@@ -321,17 +322,15 @@ def _recommendations(ranks: list[int], users: list[str] | None = None) -> pa.Tab
 
 
 @pytest.fixture
-def small_groups(monkeypatch: pytest.MonkeyPatch) -> int:
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups of three rows, so that lists cross them."""
     monkeypatch.setattr(store_module, "ROWS_PER_GROUP", 3)
-    return 3
 
 
+@pytest.mark.usefixtures("small_groups")
 @pytest.mark.parametrize("fault", ["gap", "start", "item", None])
 @pytest.mark.parametrize("first", range(6))
-def test_lists_that_cross_row_groups_are_held_whole(
-    tmp_path: Path, small_groups: int, fault: str | None, first: int
-) -> None:
+def test_lists_that_cross_row_groups_are_held_whole(tmp_path: Path, fault: str | None, first: int) -> None:
     """A list of `first` rows, then one of 7 that crosses two edges, then one more."""
     users = ["a"] * first + ["b"] * 7 + ["c"] * 2
     ranks = [*range(1, first + 1), *range(1, 8), 1, 2]
@@ -437,7 +436,7 @@ def test_batches_of_different_types_are_refused_in_words(tmp_path: Path) -> None
 
 
 def test_a_vector_table_needs_its_dimension(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="item_embeddings.*dimension"):
+    with pytest.raises(ContractError, match=r"item_embeddings.*dimension"):
         dataset(tmp_path, ITEM_EMBEDDINGS).attempt("f").write_part(0, [])
 
 
@@ -579,7 +578,7 @@ def test_a_read_only_root_is_one_sentence(tmp_path: Path) -> None:
         assert found.read().num_rows == 18
 
 
-def test_a_folder_of_somebody_else_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_of_somebody_else_is_one_sentence() -> None:
     with unprivileged() as folder:
         found = committed(folder / "mine")
         locked = folder / "locked"
