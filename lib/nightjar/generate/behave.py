@@ -30,7 +30,7 @@ from nightjar.generate.block import (
     event_numbers,
     join,
 )
-from nightjar.generate.catalogue import Bools, Catalogue, Floats, Ints
+from nightjar.generate.catalogue import TOPICS, Bools, Catalogue, Floats, Ints
 from nightjar.generate.people import People, Plan
 from nightjar.generate.spec import GenerateSpec, stream
 
@@ -40,6 +40,7 @@ SCENE_SHARES = (0.5, 0.3, 0.2)  # of sessions
 PLAN_SCENE_SHARES = (0.6, 0.3, 0.1)
 SESSION_STOP = 0.3  # a session has 1/0.3 visits on average
 SAME_SERIES = 0.45  # the next visit of a session stays in the series of the last
+LOYAL = 0.6  # sessions that keep to the user's favourite topic of the taste
 EXPLORE = 0.07  # sessions in a taste that is not the user's
 EVENTS_A_VISIT = 1.18  # ordinary visits, with their carts, purchases and likes
 EVENTS_A_PLANNED_VISIT = 1.76
@@ -110,8 +111,14 @@ class Behaviour:
     plan: Plan
 
     @cached_property
-    def _by_taste(self) -> Ints:
-        return np.argsort(self.catalogue.items.taste, kind="stable")
+    def _by_cell(self) -> Ints:
+        return np.argsort(self.catalogue.series.cell[self.catalogue.items.series], kind="stable")
+
+    @cached_property
+    def _ends(self) -> Ints:
+        """Where each cell of taste and topic begins in the order of cells; one more at the end."""
+        cells = self.catalogue.series.cell[self.catalogue.items.series][self._by_cell]
+        return np.searchsorted(cells, np.arange(self.catalogue.n_tastes * TOPICS + 1))
 
     @cached_property
     def _planned_a_day(self) -> Ints:
@@ -140,7 +147,7 @@ class Behaviour:
         total = np.cumsum(active)
         n = self.sessions_on(day) if total[-1] > 0 else 0
         users = np.searchsorted(total, rng.random(n) * total[-1], side="right")
-        weights = np.cumsum(self.popularity(day)[self._by_taste])
+        weights = np.cumsum(self.popularity(day)[self._by_cell])
         n_parts = 1 + n // SESSIONS_A_PART
         first = 0
         for part in range(n_parts):
@@ -168,13 +175,15 @@ class Behaviour:
         cut = np.cumsum(people.weights[users], axis=1)
         which = (rng.random(n)[:, None] > cut[:, :2]).sum(axis=1)
         explore = rng.random(n) < EXPLORE
-        taste = np.where(explore, rng.integers(0, self.catalogue.n_tastes, n), people.tastes[users, which])
+        cell = (people.tastes * TOPICS + people.topics)[users, which]
+        cell = np.where(explore, rng.integers(0, self.catalogue.n_tastes, n) * TOPICS, cell)
+        loyal = (rng.random(n) < LOYAL) & ~explore
         scene = rng.choice(3, n, p=SCENE_SHARES)
         length = np.minimum(rng.geometric(SESSION_STOP, n), 15)
         session = np.repeat(np.arange(n), length)
         opens = np.concatenate([[True], session[1:] != session[:-1]]) if n else np.zeros(0, np.bool_)
         fresh = opens | (rng.random(len(session)) >= SAME_SERIES)
-        item = self._draw(rng, weights, taste[session])
+        item = self._draw(rng, weights, cell[session], loyal[session])
         anchor = item[np.maximum.accumulate(np.where(fresh, np.arange(len(session)), 0))]
         series = items.series[anchor]
         start, size = self.catalogue.series.start[series], self.catalogue.series.size[series]
@@ -186,17 +195,21 @@ class Behaviour:
 
     def _present(self, weights: Floats) -> Bools:
         there = np.empty(len(weights), np.bool_)
-        there[self._by_taste] = np.diff(weights, prepend=0.0) > 0
+        there[self._by_cell] = np.diff(weights, prepend=0.0) > 0
         return there
 
-    def _draw(self, rng: np.random.Generator, weights: Floats, taste: Ints) -> Ints:
-        """An item of each taste, by popularity; ``weights`` is the running sum over items in taste order."""
-        ordered = self.catalogue.items.taste[self._by_taste]
-        ends = np.searchsorted(ordered, np.arange(self.catalogue.n_tastes + 1))
-        bounds = np.concatenate([[0.0], weights])[ends]
-        low, high = bounds[taste], bounds[taste + 1]
-        point = np.minimum(low + rng.random(len(taste)) * (high - low), np.nextafter(high, 0.0))
-        return np.asarray(self._by_taste[np.searchsorted(weights, point, side="right")], dtype=np.int64)
+    def _draw(self, rng: np.random.Generator, weights: Floats, cell: Ints, loyal: Bools) -> Ints:
+        """An item by popularity: of each cell where ``loyal``, else of the whole taste of the cell.
+
+        ``weights`` is the running sum of popularity in the order of cells.
+        """
+        bounds = np.concatenate([[0.0], weights])[self._ends]
+        taste = cell - cell % TOPICS
+        loyal = loyal & (bounds[cell + 1] > bounds[cell])  # a small world has empty cells
+        low = bounds[np.where(loyal, cell, taste)]
+        high = bounds[np.where(loyal, cell + 1, taste + TOPICS)]
+        point = np.minimum(low + rng.random(len(cell)) * (high - low), np.nextafter(high, 0.0))
+        return np.asarray(self._by_cell[np.searchsorted(weights, point, side="right")], dtype=np.int64)
 
     def _events(self, rng: np.random.Generator, day: int, visits: Visits, first: int) -> Block:
         """Rows of the visits, with times, and the returns they lead to."""

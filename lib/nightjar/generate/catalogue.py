@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 SERIES_SIZES = (5, 12)
+TOPICS = 8  # of each taste
 LATE_SERIES = 0.07  # share of series that enter whole during the days
 LATE_ITEMS = 0.05  # share of items that join an older series during the days
 NEW_PER_NIGHT = 0.01  # items an appended day brings, as a share of the catalogue
@@ -42,6 +43,11 @@ class Series:
     finish: Ints
     brand: Ints
     wave: Floats  # phase of the rise and fall of its popularity, radians
+
+    @property
+    def cell(self) -> Ints:
+        """Taste and topic of each series as one number; the cells of a taste follow one another."""
+        return self.taste * TOPICS + self.topic
 
     @property
     def size(self) -> Ints:
@@ -120,7 +126,7 @@ def _series(rng: np.random.Generator, sizes: Ints, taste: Ints, taken: Ints) -> 
         start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         taste=taste.astype(np.int64),
         rank=np.arange(n) - first + taken[taste],
-        topic=rng.integers(0, 8, n),
+        topic=rng.integers(0, TOPICS, n),
         material=rng.integers(0, 6, n),
         use=rng.integers(0, 5, n),
         finish=rng.integers(0, 24, n),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nightjar.generate.catalogue import NEVER, SERIES_SIZES, Catalogue, Floats, Ints
+from nightjar.generate.catalogue import NEVER, SERIES_SIZES, TOPICS, Catalogue, Floats, Ints
 from nightjar.generate.spec import GenerateSpec, stream
 
 SEGMENTS = ("DE", "FR", "GB", "US", "JP", "BR", "PL", "")  # the last is a segment that was never filled in
@@ -27,6 +27,7 @@ class People:
 
     tastes: Ints  # (users, 3), strongest first
     weights: Floats  # (users, 3), summing to 1; 0 where a user has fewer tastes
+    topics: Ints  # (users, 3), the favourite topic within each taste
     activity: Floats  # 0 for silent users and bots
     signup_day: Ints
     segment: Ints
@@ -51,7 +52,7 @@ def build_people(spec: GenerateSpec, catalogue: Catalogue) -> tuple[People, Plan
     """Users of the first days; appended days know the same users."""
     rng = stream(spec, "users")
     n = spec.users
-    n_bots = max(1, n // 5000) if spec.dirt > 0 else 0
+    n_bots = max(1, min(n // 5000, spec.events // 150_000)) if spec.dirt > 0 else 0
     tastes, weights = _tastes(rng, n, catalogue.n_tastes)
     activity = np.exp(rng.normal(0.0, ACTIVITY_SIGMA, n))
     activity[rng.random(n) < SILENT] = 0.0
@@ -59,14 +60,17 @@ def build_people(spec: GenerateSpec, catalogue: Catalogue) -> tuple[People, Plan
     late = rng.random(n) < LATE_SIGNUP
     signup = np.where(late, rng.integers(1, spec.days, n), -rng.integers(1, 900, n))
     segment = rng.choice(len(SEGMENTS), n, p=SEGMENT_SHARES)
+    topics = rng.integers(0, TOPICS, (n, 3))
     plan_rng = stream(spec, "plan")
     users = _collectors(plan_rng, spec, activity, signup)
-    users, chosen, hole, second = _choose_series(plan_rng, spec, catalogue, users, tastes[users, 0])
+    users, chosen, hole, second = _choose_series(
+        plan_rng, spec, catalogue, users, (tastes * TOPICS + topics)[users, 0]
+    )
     withheld = np.full(n, -1, np.int64)
     withheld[users] = hole
     seconds = np.full(n, -1, np.int64)
     seconds[users] = second
-    people = People(tastes, weights, activity, signup, segment, n_bots, withheld, seconds)
+    people = People(tastes, weights, topics, activity, signup, segment, n_bots, withheld, seconds)
     return people, _plan(plan_rng, spec, catalogue, users, np.stack([chosen, second, hole]))
 
 
@@ -93,9 +97,11 @@ def _collectors(rng: np.random.Generator, spec: GenerateSpec, activity: Floats, 
 
 
 def _choose_series(
-    rng: np.random.Generator, spec: GenerateSpec, catalogue: Catalogue, users: Ints, taste: Ints
+    rng: np.random.Generator, spec: GenerateSpec, catalogue: Catalogue, users: Ints, cell: Ints
 ) -> tuple[Ints, Ints, Ints, Ints]:
     """A series of their first taste for each user, the item withheld, and a second series or -1.
+
+    It is of their favourite topic (``cell``) where that has two series at least, else of any topic.
 
     Users whose taste has no series old enough, or whose withheld item would be unavailable, drop out.
     """
@@ -103,8 +109,12 @@ def _choose_series(
     newest = np.maximum.reduceat(items.first_day, series.start[:-1])
     whole = (newest <= spec.days * 0.25) & (series.size >= SERIES_SIZES[0])
     pool = np.flatnonzero(whole)
-    low = np.searchsorted(series.taste[pool], taste, side="left")
-    count = np.searchsorted(series.taste[pool], taste, side="right") - low
+    pool = pool[np.argsort(series.cell[pool], kind="stable")]
+    ends = np.searchsorted(series.cell[pool], np.arange(catalogue.n_tastes * TOPICS + 1))
+    alone = ends[cell + 1] - ends[cell] < 2
+    taste = cell - cell % TOPICS
+    low = np.where(alone, ends[taste], ends[cell])
+    count = np.where(alone, ends[taste + TOPICS], ends[cell + 1]) - low
     place = np.floor(rng.random(len(users)) * count).astype(np.int64)
     step = 1 + np.floor(rng.random(len(users)) * np.maximum(count - 1, 0)).astype(np.int64)
     with_second = (rng.random(len(users)) < DECOYS) & (count > 1)

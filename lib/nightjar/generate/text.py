@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightjar.generate.catalogue import Catalogue, Ints
+from nightjar.generate.catalogue import TOPICS, Catalogue, Ints
 from nightjar.generate.vocabulary import Vocabulary
 
 TITLES = (
@@ -80,7 +80,7 @@ class Texts:
         line = (rank * LINE_STEP + taste * 37) % n_lines
         return {
             "product": _pick(self._flat["product"], taste * 16 + of.product[items]),
-            "topic": _pick(self._flat["topic"], taste * 8 + series.topic[s]),
+            "topic": _pick(self._flat["topic"], taste * TOPICS + series.topic[s]),
             "material": _pick(self._flat["material"], taste * 6 + series.material[s]),
             "use": _pick(self._flat["use"], taste * 5 + series.use[s]),
             "finish": _pick(names.finish, series.finish[s]),
@@ -121,7 +121,7 @@ class Texts:
     def query_numbers(self, items: Ints, salt: Ints) -> Ints:
         """Which search terms lead to each item; ``salt`` picks the form."""
         of, series = self.catalogue.items, self.catalogue.series
-        cell = (of.taste[items] * 16 + of.product[items]) * 8 + series.topic[of.series[items]]
+        cell = (of.taste[items] * 16 + of.product[items]) * TOPICS + series.topic[of.series[items]]
         return cell * len(QUERIES) + salt % len(QUERIES)
 
 

@@ -15,13 +15,14 @@ from nightjar.generate.behave import (
     EVENTS_A_VISIT,
     EXPLORE,
     GAP_S,
+    LOYAL,
     MOST_A_DAY,
     SAME_SERIES,
     SESSION_STOP,
     Behaviour,
 )
 from nightjar.generate.block import Block, Kind
-from nightjar.generate.catalogue import Bools, Floats, Ints
+from nightjar.generate.catalogue import TOPICS, Bools, Floats, Ints
 from nightjar.generate.dirt import NON_ITEMS, Ids
 from nightjar.generate.lines import take
 from nightjar.generate.scenes import DESCRIPTION
@@ -29,7 +30,7 @@ from nightjar.generate.spec import stream
 from nightjar.generate.vocabulary import load_vocabulary
 
 WITHHELD_SAMPLE = 3000  # users whose open items are counted: a standard error of the hit rate below 0.01
-BACKTEST_SAMPLE = 500
+BACKTEST_SAMPLE = 1000
 SCORED = 20_000_000  # scores the back-test's oracle may compute, so that a huge catalogue takes fewer users
 CUTS = (10, 20)
 
@@ -43,11 +44,11 @@ class Witness:
         rng = stream(spec, "ceiling")
         collectors = np.flatnonzero(people.withheld >= 0)
         active = np.flatnonzero((people.activity > 0) & (people.signup_day < spec.days - spec.test_days))
-        n_scored = max(20, min(BACKTEST_SAMPLE, SCORED // len(behaviour.catalogue.items)))
+        self.n_scored = max(50, min(BACKTEST_SAMPLE, SCORED // len(behaviour.catalogue.items)))
         self.collectors = np.sort(
             rng.choice(collectors, min(WITHHELD_SAMPLE, len(collectors)), replace=False)
         )
-        self.testers = np.sort(rng.choice(active, min(n_scored, len(active)), replace=False))
+        self.testers = rng.choice(active, min(6 * self.n_scored, len(active)), replace=False)
         self._watched = np.zeros(len(people), np.bool_)
         self._watched[self.collectors] = self._watched[self.testers] = True
         self._seen: list[tuple[Ints, Ints, Ints]] = []
@@ -123,17 +124,21 @@ def backtest_ceiling(witness: Witness) -> dict[str, float]:
     chance = _chances(behaviour, t0 + spec.test_days // 2)
     visits = _expected_visits(behaviour, t0)
     bonus = _plan_chance(behaviour, t0)
+    cells = behaviour.catalogue.series.cell[behaviour.catalogue.items.series]
     sums: Counter[str] = Counter()
     for u in witness.testers:
+        if sums["users"] >= witness.n_scored:
+            break
         mine = slice(*np.searchsorted(user, [u, u + 1]))
         before = day[mine] < t0
         truth = item[mine][~before]
         if not len(truth):
             continue
-        score = visits[u] * _taste_weights(behaviour, int(u))[behaviour.catalogue.items.taste] * chance
+        score = visits[u] * _visit_chances(behaviour, int(u), cells, *chance)
         score[_series_items(behaviour, int(u))] += bonus
         score[item[mine][before]] = -1.0
-        top = np.argsort(-score, kind="stable")[: max(CUTS)]
+        top = np.argpartition(-score, max(CUTS))[: max(CUTS)]
+        top = top[np.argsort(-score[top], kind="stable")]
         sums.update(_figures(np.isin(top, truth), len(truth)))
     n = sums.pop("users", 0)
     return {"users": float(n), **{name: value / n for name, value in sorted(sums.items())}}
@@ -148,14 +153,20 @@ def _figures(hits: Bools, n_truth: int) -> dict[str, float]:
     return out
 
 
-def _chances(behaviour: Behaviour, day: int) -> Floats:
-    """Chance of each item at a visit to its taste: a fresh draw, or a step within the last one's series."""
+def _chances(behaviour: Behaviour, day: int) -> tuple[Floats, Floats]:
+    """Chance of each item at a visit to its taste, and at a visit to its topic of the taste.
+
+    A visit is a fresh draw by popularity or a step within the last one's series.
+    """
     items, series = behaviour.catalogue.items, behaviour.catalogue.series
     pull = behaviour.popularity(day)
-    fresh = pull / np.bincount(items.taste, pull, behaviour.catalogue.n_tastes)[items.taste]
-    step = np.add.reduceat(fresh, series.start[:-1])[items.series] / series.size[items.series]
     walking = SAME_SERIES * (1.0 - SESSION_STOP)
-    return np.asarray((1 - walking) * fresh + walking * np.where(pull > 0, step, 0.0))
+    out = []
+    for group in (items.taste, series.cell[items.series]):
+        fresh = pull / np.maximum(np.bincount(group, pull), 1e-300)[group]
+        step = np.add.reduceat(fresh, series.start[:-1])[items.series] / series.size[items.series]
+        out.append((1 - walking) * fresh + walking * np.where(pull > 0, step, 0.0))
+    return out[0], out[1]
 
 
 def _expected_visits(behaviour: Behaviour, t0: int) -> Floats:
@@ -165,10 +176,14 @@ def _expected_visits(behaviour: Behaviour, t0: int) -> Floats:
     return np.asarray(there / there.sum() * sessions / SESSION_STOP, dtype=np.float64)
 
 
-def _taste_weights(behaviour: Behaviour, user: int) -> Floats:
-    n = behaviour.catalogue.n_tastes
-    own = np.bincount(behaviour.people.tastes[user], behaviour.people.weights[user], n)
-    return np.asarray((1 - EXPLORE) * own + EXPLORE / n, dtype=np.float64)
+def _visit_chances(behaviour: Behaviour, user: int, cells: Ints, in_taste: Floats, in_cell: Floats) -> Floats:
+    """Chance of each item at an ordinary visit of a user."""
+    people, n = behaviour.people, behaviour.catalogue.n_tastes
+    own = np.bincount(people.tastes[user], people.weights[user], n) * (1 - EXPLORE)
+    favourite = people.tastes[user] * TOPICS + people.topics[user]
+    loyal = np.bincount(favourite, people.weights[user], n * TOPICS) * (1 - EXPLORE) * LOYAL
+    broad = (1 - LOYAL) * own + EXPLORE / n
+    return np.asarray(broad[cells // TOPICS] * in_taste + loyal[cells] * in_cell, dtype=np.float64)
 
 
 def _series_items(behaviour: Behaviour, user: int) -> Ints:
