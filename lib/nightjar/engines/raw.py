@@ -88,21 +88,22 @@ class RawTable:
         else:
             frame, payload = self._text(layout, wanted), F.col(ROW)
         with lenient(self.spark):
-            exprs = [
-                self._checked(frame, name, sql).cast("string").alias(name) for name, sql in wanted.items()
-            ]
-            mapped = frame.select(*exprs, ROW, SOURCE, UNREADABLE)
+            try:
+                exprs = [F.expr(sql).cast("string").alias(name) for name, sql in wanted.items()]
+                mapped = frame.select(*exprs, ROW, SOURCE, UNREADABLE)
+                _ = mapped.schema  # over Spark Connect only this analyses
+            except PySparkException as error:
+                raise self._refused(frame, wanted, error) from None
         return RawGroup(mapped, payload)
 
-    def _checked(self, frame: DataFrame, name: str, sql: str) -> Column:
-        try:
-            column = F.expr(sql)
-            _ = frame.select(column).schema
-        except PySparkException as error:
-            raise ConfigError(
-                f"{self.where}: the SQL of {name} ({sql}) is refused: {_brief(error)}"
-            ) from None
-        return column
+    def _refused(self, frame: DataFrame, wanted: Mapping[str, str], error: PySparkException) -> ConfigError:
+        """Says which expression Spark refuses, found by trying them one by one."""
+        for name, sql in wanted.items():
+            try:
+                _ = frame.select(F.expr(sql)).schema
+            except PySparkException as own:
+                return ConfigError(f"{self.where}: the SQL of {name} ({sql}) is refused: {_brief(own)}")
+        return ConfigError(f"{self.where}: the mapping is refused: {_brief(error)}")
 
     def _parquet(self, layout: Layout, wanted: Mapping[str, str]) -> DataFrame:
         # Without it Spark refuses the nanosecond timestamps that pandas writes.

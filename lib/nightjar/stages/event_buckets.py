@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -57,10 +58,11 @@ class WriteBucket:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         part = context.partitionId() if context else 0
-        with Spool(QUARANTINE_SCHEMA) as rejected:
-            bucket = Bucket(self.rules, rejected)
+        with Spool(QUARANTINE_SCHEMA) as rejected, Spool(QUARANTINE_SCHEMA) as bots:
+            bucket = Bucket(self.rules, rejected, bots)
             events = self.events.write_part(part, bucket.events(batches))
-            quarantined = self.quarantine.write_part(part, rejected.rows())
+            # One after the other: where a batch ends must not show in the file.
+            quarantined = self.quarantine.write_part(part, chain(rejected.rows(), bots.rows()))
         bucket.check(events.rows, quarantined.rows)
         tables = (self.events, self.quarantine)
         entries = ([events], [quarantined])
@@ -71,8 +73,8 @@ class WriteBucket:
 class Bucket:
     """One bucket on its way through: rows in, events out, rejects aside, everything counted."""
 
-    def __init__(self, rules: Rules, rejected: Spool) -> None:
-        self.rules, self.rejected = rules, rejected
+    def __init__(self, rules: Rules, rejected: Spool, bots: Spool) -> None:
+        self.rules, self.rejected, self.bots = rules, rejected, bots
         self.counts: Counts = Counter()
         self.n_rows = 0
 
@@ -105,7 +107,7 @@ class Bucket:
             reasons = rows.column("reason")
             refused = pc.is_valid(reasons)
             duplicate = pc.fill_null(pc.equal(reasons, DUPLICATE), False)
-            self._reject(rows.filter(pc.and_not(refused, duplicate)))
+            self._reject(rows.filter(pc.and_not(refused, duplicate)), self.rejected)
             self._count(rows.filter(duplicate), DUPLICATE, +1)
             alive = rows.filter(pc.invert(refused))
             if not len(alive):
@@ -147,15 +149,15 @@ class Bucket:
         reason = pa.array(["bot"] * len(rows), pa.string())
         names = rows.schema.get_field_index
         rows = rows.set_column(names("payload"), "payload", payload)
-        self._reject(rows.set_column(names("reason"), "reason", reason))
+        self._reject(rows.set_column(names("reason"), "reason", reason), self.bots)
 
-    def _reject(self, rows: pa.Table) -> None:
+    def _reject(self, rows: pa.Table, aside: Spool) -> None:
         pairs = rows.group_by(["scene", "reason"]).aggregate([([], "count_all")]).to_pylist()
         for pair in pairs:
             self.counts[pair["scene"], pair["reason"]] += pair["count_all"]
         stage = pa.array([STAGE] * len(rows), pa.string())
         shown = rows.select(["scene", "reason", "payload", "source_file"])
-        self.rejected.put(shown.append_column("stage", stage))
+        aside.put(shown.append_column("stage", stage))
 
     def _count(self, rows: pa.Table, fate: str, sign: int) -> None:
         for pair in pc.value_counts(rows.column("scene")).to_pylist():
