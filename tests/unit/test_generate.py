@@ -201,6 +201,20 @@ def test_an_appended_day_leaves_the_first_days_as_they_were(world: tuple[Path, A
     assert len(new) == 9 == facts["items_by_day"]["2025-11-01"]["new"]
 
 
+def test_a_day_is_appended_in_place_and_another_world_is_refused(tmp_path: Path) -> None:
+    small = changed(users=60, items=200, events=800, days=5, test_days=2)
+    generate(small, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("[!t]*/**/*.*")}
+    generate(GenerateSpec(**{**vars(small), "next_days": 1}), tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(tmp_path.glob("shop/dt=*"))) == 6
+    assert not list(tmp_path.rglob("*.tmp"))
+    with pytest.raises(ConfigError, match="seed 11 and not 5"):
+        generate(GenerateSpec(**{**vars(small), "next_days": 1, "seed": 5}), tmp_path)
+    with pytest.raises(ConfigError, match="next_days 1 and not 0"):
+        generate(small, tmp_path)
+
+
 def test_facts_are_what_an_independent_count_of_the_logs_finds(world: tuple[Path, dict[str, Any]]) -> None:
     root, facts = world
     catalogue, last = set(catalogue_of(root)), date(2025, 10, 31)

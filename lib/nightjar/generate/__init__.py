@@ -21,13 +21,15 @@ from typing import Any
 
 from nightjar.generate.behave import Behaviour
 from nightjar.generate.catalogue import build_catalogue
+from nightjar.generate.ceiling import Witness
 from nightjar.generate.dirt import Soiler, build_ids
+from nightjar.generate.files import claim
 from nightjar.generate.people import build_people
 from nightjar.generate.scenes import SceneFiles
 from nightjar.generate.shelves import Shelves, write_users
 from nightjar.generate.spec import GenerateSpec
 from nightjar.generate.text import Texts
-from nightjar.generate.truth import Witness, write_truth
+from nightjar.generate.truth import write_truth
 from nightjar.generate.vocabulary import load_vocabulary
 
 __all__ = ["GenerateSpec", "generate"]
@@ -39,9 +41,12 @@ def generate(
     """Write a world under ``out`` and return its facts, which also stand in ``truth/facts.json``.
 
     ``progress`` is called with (days done, days in all). Memory stays bounded by the catalogue, the users
-    and about a million rows, whatever the number of events. Raises ConfigError for an impossible spec.
+    and about a million rows, whatever the number of events. Run
+    again with more `next_days` it adds the new files and leaves the others untouched. Raises ConfigError for
+    an impossible spec or a folder of another world, StorageError where a file cannot be written.
     """
     root = Path(out)
+    claim(spec, root)
     words = load_vocabulary()
     catalogue = build_catalogue(spec, words)
     people, plan = build_people(spec, catalogue)

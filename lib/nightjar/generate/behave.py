@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, time
 from functools import cached_property
-from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +29,10 @@ from nightjar.generate.block import (
     join,
 )
 from nightjar.generate.catalogue import TOPICS, Bools, Catalogue, Floats, Ints
+from nightjar.generate.clock import WEEK, earliest, midnight_ms, space, times
 from nightjar.generate.people import People, Plan
 from nightjar.generate.spec import GenerateSpec, stream
 
-SHOP_ZONE = "Europe/Berlin"
-SEARCH_ZONE = "America/New_York"
 SCENE_SHARES = (0.5, 0.3, 0.2)  # of sessions
 PLAN_SCENE_SHARES = (0.6, 0.3, 0.1)
 SESSION_STOP = 0.3  # a session has 1/0.3 visits on average
@@ -45,37 +42,7 @@ EXPLORE = 0.07  # sessions in a taste that is not the user's
 EVENTS_A_VISIT = 1.18  # ordinary visits, with their carts, purchases and likes
 EVENTS_A_PLANNED_VISIT = 1.76
 RETURNED = 0.05  # ordinary purchases that come back within ten days
-MOST_A_DAY = 150  # events of a person on a day; a bot's day lies far above it
-GAP_S = 12.0  # least time between two events of a person, so that only planted double clicks look like one
 SESSIONS_A_PART = 250_000  # bounds the memory of a day: about a million rows at once
-WEEK = (0.93, 0.9, 0.93, 0.97, 1.04, 1.14, 1.09)  # Monday first
-HOURS = (
-    1,
-    0.6,
-    0.4,
-    0.3,
-    0.4,
-    0.8,
-    1.6,
-    2.6,
-    3.2,
-    3.4,
-    3.5,
-    3.7,
-    4.0,
-    3.8,
-    3.6,
-    3.7,
-    4.1,
-    5.0,
-    6.0,
-    6.4,
-    6.0,
-    4.6,
-    2.8,
-    1.6,
-)
-DAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -214,8 +181,9 @@ class Behaviour:
     def _events(self, rng: np.random.Generator, day: int, visits: Visits, first: int) -> Block:
         """Rows of the visits, with times, and the returns they lead to."""
         which, step = _follow_ups(rng, visits)
-        at = _times(rng, visits, which, _earliest(self.spec, day))
-        order, keep, at = _space(visits.user[which], at, _earliest(self.spec, day))
+        from_s = earliest(self.spec, day)
+        at = times(rng, visits.session[which], from_s)
+        order, keep, at = space(visits.user[which], at, from_s)
         which, step = which[order][keep], step[order][keep]
         visits = visits.take(which)
         event_type = _event_types(visits, step)
@@ -225,7 +193,7 @@ class Behaviour:
             user=visits.user,
             item=visits.item,
             event_type=event_type,
-            time_ms=_midnight_ms(self.spec, day) + np.floor(at[keep] * 1000).astype(np.int64),
+            time_ms=midnight_ms(self.spec, day) + np.floor(at[keep] * 1000).astype(np.int64),
             amount=self._amounts(rng, visits, event_type),
             event=event_numbers(self.spec.seed, day, first, n),
             kind=np.full(n, Kind.CLEAN, np.int8),
@@ -253,31 +221,13 @@ class Behaviour:
             user=back.user,
             item=back.item,
             event_type=np.full(n, RETURN, np.int8),
-            time_ms=_midnight_ms(self.spec, 0) + later * 86_400_000 + second,
+            time_ms=midnight_ms(self.spec, 0) + later * 86_400_000 + second,
             amount=back.amount,
             event=event_numbers(self.spec.seed, day, first, n),
             kind=np.full(n, Kind.CLEAN, np.int8),
             deliver=later,
             planned=back.planned,
         )
-
-
-def _midnight_ms(spec: GenerateSpec, day: int) -> int:
-    return int(datetime.combine(spec.date_of(day), time(), ZoneInfo("UTC")).timestamp()) * 1000
-
-
-def _earliest(spec: GenerateSpec, day: int) -> float:
-    """The first second of a UTC day on which people are awake.
-
-    When a zone's clock goes back, an hour of local time comes twice and cannot be read back; nobody acts
-    before seven hours UTC on such a day, when all zones are past it.
-    """
-    for zone in (SHOP_ZONE, SEARCH_ZONE):
-        noon = [datetime.combine(spec.date_of(day + k), time(12), ZoneInfo("UTC")) for k in (-1, 0)]
-        before, after = (moment.astimezone(ZoneInfo(zone)).utcoffset() for moment in noon)
-        if before != after:
-            return 7 * 3600.0
-    return 0.0
 
 
 def _merge(ordinary: Visits, planned: Visits) -> Visits:
@@ -315,30 +265,3 @@ def _event_types(visits: Visits, step: Ints) -> NDArray[np.int8]:
     scene = visits.scene
     types = np.where(scene == Scene.SHOP, shop, np.where(scene == Scene.VIDEO, video, CLICK))
     return types.astype(np.int8)
-
-
-def _times(rng: np.random.Generator, visits: Visits, which: Ints, earliest: float) -> Floats:
-    """Second of the day of every event: its session's start and the pauses up to it."""
-    session = visits.session[which]
-    n_sessions = int(session.max()) + 1 if len(session) else 0
-    share = np.array(HOURS) / np.sum(HOURS)
-    start = (rng.choice(24, n_sessions, p=share) + rng.random(n_sessions)) * 3600.0
-    pause = GAP_S + rng.exponential(45.0, len(session))
-    passed = np.cumsum(pause)
-    head = np.searchsorted(session, np.arange(n_sessions))
-    base = passed[np.minimum(head, len(passed) - 1)] if n_sessions else passed
-    return np.maximum(start[session] + passed - base[session], earliest) if n_sessions else passed
-
-
-def _space(user: Ints, at: Floats, earliest: float) -> tuple[Ints, Bools, Floats]:
-    """Order by user and time, rows within the day's most, and times at least ``GAP_S`` apart in the day."""
-    order = np.lexsort((at, user))
-    user, at = user[order], at[order]
-    first = np.searchsorted(user, user, side="left")
-    place = np.arange(len(user)) - first
-    keep = place < MOST_A_DAY
-    count = np.minimum(np.searchsorted(user, user, side="right") - first, MOST_A_DAY)
-    group = np.cumsum(place == 0) * 1e6  # larger than any second of the day: groups cannot mix
-    flat = np.maximum.accumulate(np.maximum(at, earliest) - GAP_S * place + group) - group
-    spaced = np.minimum(flat + GAP_S * place, DAY_S - 10.0 - GAP_S * (count - 1 - place))
-    return order, keep, spaced

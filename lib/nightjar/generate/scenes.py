@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nightjar.generate.behave import SEARCH_ZONE, SHOP_ZONE
 from nightjar.generate.block import EVENT_TYPES, Block, Kind, Scene
 from nightjar.generate.catalogue import Ints
+from nightjar.generate.clock import SEARCH_ZONE, SHOP_ZONE
 from nightjar.generate.dirt import Ids
+from nightjar.generate.files import whole_file
 from nightjar.generate.lines import (
     concat,
     csv_strings,
@@ -28,6 +29,7 @@ from nightjar.generate.lines import (
     take,
     write_lines,
 )
+from nightjar.generate.spec import LEAST_ITEMS
 from nightjar.generate.text import Texts
 
 SHOP_SCHEMA = pa.schema([
@@ -103,11 +105,10 @@ class SceneFiles:
         """Write ``<scene>/dt=<day>/…``; returns rows by scene and kind of dirt."""
         counts = {scene.name.lower(): Counter[str]() for scene in Scene}
         with ExitStack() as stack:
-            shop = stack.enter_context(
-                pq.ParquetWriter(self._path("shop", day, "part-0.parquet"), SHOP_SCHEMA)
-            )
-            video = stack.enter_context(self._path("video", day, "events.jsonl").open("wb"))
-            search = stack.enter_context(self._path("search", day, "log.csv").open("wb"))
+            shop_file = stack.enter_context(whole_file(self._path("shop", day, "part-0.parquet")))
+            shop = stack.enter_context(pq.ParquetWriter(shop_file, SHOP_SCHEMA))
+            video = stack.enter_context(whole_file(self._path("video", day, "events.jsonl")))
+            search = stack.enter_context(whole_file(self._path("search", day, "log.csv")))
             search.write(SEARCH_HEADER)
             for block in blocks:
                 parts = {scene: block.take(block.scene == scene) for scene in Scene}
@@ -120,13 +121,12 @@ class SceneFiles:
         return {scene: dict(count) for scene, count in counts.items()}
 
     def _path(self, scene: str, day: str, name: str) -> Path:
-        folder = self.out / scene / f"dt={day}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / name
+        return self.out / scene / f"dt={day}" / name
 
     def _real_items(self, block: Block) -> Ints:
         """An item of the catalogue for every row, also where dirt put another id."""
-        return block.item % len(self.texts.catalogue.items)
+        n = len(self.texts.catalogue.items)
+        return np.where(block.item < n, block.item, (block.item - n) % LEAST_ITEMS)
 
     def _shop(self, block: Block) -> pa.Table:
         times = local_times(block.time_ms, SHOP_ZONE, "%Y-%m-%d")

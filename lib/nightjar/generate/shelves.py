@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from nightjar.generate.catalogue import Bools, Ints, item_ids
 from nightjar.generate.dirt import Ids
+from nightjar.generate.files import whole_file
 from nightjar.generate.lines import cents, concat, override, take, write_lines
 from nightjar.generate.people import SEGMENTS, People
 from nightjar.generate.spec import MAX_ITEMS, GenerateSpec, stream
@@ -66,8 +67,7 @@ class Shelves:
         new = np.flatnonzero(items.first_day <= 0 if day == 0 else items.first_day == day)
         counts: Counter[str] = Counter(new=len(new))
         folder = self.out / "items" / f"dt={self.spec.date_of(day)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "part-0.jsonl").open("wb") as file:
+        with whole_file(folder / "part-0.jsonl") as file:
             for low in range(0, len(new), CHUNK):
                 chunk = rng.permutation(new[low : low + CHUNK])
                 updated = concat(take(self._dates, chunk), "T04:30:00Z")
@@ -163,10 +163,9 @@ class Shelves:
         """Knowledge about six of seven new items; some lines doubled, without an entity, or of no item."""
         rng = stream(self.spec, "triples", day)
         folder = self.out / "knowledge" / f"dt={self.spec.date_of(day)}"
-        folder.mkdir(parents=True, exist_ok=True)
         counts: Counter[str] = Counter()
         known = items[_known_to_knowledge(items)]
-        with (folder / "triples.csv").open("wb") as file:
+        with whole_file(folder / "triples.csv") as file:
             file.write(b"item_id,relation,entity\n")
             for low in range(0, len(known), CHUNK):
                 lines = self._triple_lines(known[low : low + CHUNK])
@@ -218,9 +217,7 @@ def write_users(spec: GenerateSpec, people: People, ids: Ids, out: Path) -> dict
     doubled = rng.choice(n, int(rng.binomial(n, min(0.001 * spec.dirt, 0.5))), replace=False)
     nameless = rng.choice(n, int(rng.binomial(n, min(0.0005 * spec.dirt, 0.5))), replace=False)
     blank = pa.array([line[line.index(",") :] for line in take(lines, nameless).to_pylist()], pa.string())
-    folder = out / "users"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "users.csv").open("wb") as file:
+    with whole_file(out / "users" / "users.csv") as file:
         file.write(b"user_id,segment,signup_date\n")
         write_lines(file, pa.concat_arrays([lines, take(lines, doubled), blank]))
     return {"users": n, "duplicate": len(doubled), "missing_id": len(nameless)}

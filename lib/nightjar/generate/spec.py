@@ -9,6 +9,7 @@ import numpy as np
 
 from nightjar.errors import ConfigError
 
+LEAST_ITEMS = 100
 MAX_ITEMS = 4_000_000  # item numbers above this name the unknown items; the ids have seven digits
 
 
@@ -38,7 +39,7 @@ class GenerateSpec:
         """Raise ``ConfigError`` for a world that cannot be built."""
         bounds = {
             "users": (20, 50_000_000),
-            "items": (100, MAX_ITEMS),
+            "items": (LEAST_ITEMS, MAX_ITEMS),
             "events": (100, 10_000_000_000),
             "days": (4, 730),
             "next_days": (0, 60),
