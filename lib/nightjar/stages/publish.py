@@ -108,7 +108,9 @@ def audit(night: Night, lists: Committed) -> dict[str, float]:
     if excluding:
         figures["seen_leak"] = tally.seen_leak
     if before is not None:
-        figures["overlap"] = float(np.mean(np.concatenate(tally.overlap)))
+        overlap = np.concatenate(tally.overlap)
+        if len(overlap):  # nobody has both lists where all users are new
+            figures["overlap"] = float(overlap.mean())
     return figures
 
 

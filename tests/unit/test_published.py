@@ -1,0 +1,284 @@
+"""LATEST.json: going live, going back, damage, and the audit before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from nightjar.errors import GateError, NotCommitted, StorageError
+from nightjar.pipeline import PUBLISH
+from nightjar.published import KEPT, LATEST, latest, make_live, opened, publications, roll_back
+from nightjar.stage import Night, run_stage
+from nightjar.stages.publish import publish
+from nightjar.store import Committed, Dataset, Store
+from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
+from tests.world import DS, commit, event, night
+
+
+def _rows(lists: dict[str, Sequence[str]]) -> pa.Table:
+    rows = [
+        {
+            "user_id": user,
+            "rank": at + 1,
+            "item_id": item,
+            "score": -float(at),
+            "source": "popular",
+            "reason": [],
+        }
+        for user, items in sorted(lists.items())
+        for at, item in enumerate(items)
+    ]
+    return pa.Table.from_pylist(rows, RECOMMENDATIONS.schema)
+
+
+def a_night(root: Path | str, ds: str, fingerprint: str | None = None) -> Committed:
+    store = Store(str(root))
+    commit(store, RECOMMENDATIONS, date.fromisoformat(ds), [_rows({"u": [f"i-{ds}"]})], fingerprint or ds)
+    return Dataset(store, RECOMMENDATIONS, ds).require("rank")
+
+
+def live(root: Path | str) -> list[str]:
+    return [one.fingerprint for one in publications(Store(str(root)))]
+
+
+DAYS = ["2025-03-01", "2025-03-02", "2025-03-03"]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    for ds in DAYS:
+        make_live(Store(str(tmp_path)), a_night(tmp_path, ds))
+    return tmp_path
+
+
+def test_nothing_is_live_at_first(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert publications(store) == []
+    with pytest.raises(NotCommitted, match=r"nothing is published under .*; run `nightjar run` first"):
+        latest(store)
+    with pytest.raises(NotCommitted, match="nothing rolled back"):
+        roll_back(store)
+
+
+def test_going_live_twice_changes_nothing(three: Path) -> None:
+    store, path = Store(str(three)), three / LATEST
+    before = path.read_bytes()
+    again = make_live(store, a_night(three, DAYS[-1]))
+    assert path.read_bytes() == before
+    assert (again.ds, again.fingerprint) == (DAYS[-1], DAYS[-1])
+    assert live(three) == DAYS[::-1]
+    assert latest(store).read()["item_id"].to_pylist() == [f"i-{DAYS[-1]}"]
+
+
+def test_a_commit_that_replaces_the_live_one_does_not_move_it(three: Path) -> None:
+    """Write, audit, publish: a night run again and refused leaves its readers with what they had."""
+    store = Store(str(three))
+    a_night(three, DAYS[-1], "again")
+    assert latest(store).manifest.fingerprint == DAYS[-1]
+    assert latest(store).read().num_rows == 1
+
+
+def test_rolling_back_step_by_step(three: Path) -> None:
+    store = Store(str(three))
+    assert roll_back(store).ds == DAYS[1]
+    assert live(three) == DAYS[1::-1]
+    assert roll_back(store).ds == DAYS[0]
+    assert latest(store).manifest.ds == DAYS[0]
+    before = (three / LATEST).read_bytes()
+    with pytest.raises(NotCommitted, match="no earlier published list is remembered"):
+        roll_back(store)
+    assert (three / LATEST).read_bytes() == before
+
+
+def test_rolling_back_to_a_date(three: Path) -> None:
+    store = Store(str(three))
+    with pytest.raises(NotCommitted, match="no earlier published list of 2025-01-01"):
+        roll_back(store, "2025-01-01")
+    with pytest.raises(NotCommitted):
+        roll_back(store, DAYS[-1])  # it is live, not earlier
+    assert roll_back(store, DAYS[0]).ds == DAYS[0]
+    assert live(three) == [DAYS[0]]
+
+
+def test_one_date_published_twice_goes_back_to_its_first_list(three: Path) -> None:
+    store = Store(str(three))
+    make_live(store, a_night(three, DAYS[-1], "second"))
+    assert live(three) == ["second", *DAYS[::-1]]
+    assert roll_back(store, DAYS[-1]).fingerprint == DAYS[-1]
+
+
+def test_after_going_back_a_night_goes_live_again(three: Path) -> None:
+    store = Store(str(three))
+    roll_back(store)
+    make_live(store, Dataset(store, RECOMMENDATIONS, DAYS[-1]).require("rank"))
+    assert live(three) == DAYS[::-1]
+
+
+def test_a_list_whose_files_are_gone_is_not_gone_back_to(three: Path) -> None:
+    store = Store(str(three))
+    store.drop(f"{RECOMMENDATIONS.name}/ds={DAYS[1]}")
+    before = (three / LATEST).read_bytes()
+    with pytest.raises(NotCommitted, match=f"the published list of {DAYS[1]} .* is gone"):
+        roll_back(store)
+    assert (three / LATEST).read_bytes() == before
+    assert roll_back(store, DAYS[0]).ds == DAYS[0]
+
+
+def test_a_bounded_number_is_remembered(tmp_path: Path) -> None:
+    store, found = Store(str(tmp_path)), a_night(tmp_path, DAYS[0])
+    for number in range(KEPT + 5):
+        commit(store, RECOMMENDATIONS, date.fromisoformat(DAYS[0]), [_rows({"u": ["i"]})], f"f{number}")
+        make_live(store, found.dataset.require("rank"))
+    assert live(tmp_path) == [f"f{number}" for number in range(KEPT + 4, 4, -1)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "3",
+        '"x"',
+        "[]",
+        "{}",
+        '{"current": {}}',
+        '{"current": null, "previous": []}',
+        '{"current": {"ds": 1}, "previous": []}',
+        '{"current": [], "previous": {}}',
+    ],
+)
+def test_a_damaged_latest_is_named(three: Path, text: str) -> None:
+    (three / LATEST).write_text(text)
+    store = Store(str(three))
+    for look in (publications, latest, roll_back):
+        with pytest.raises(StorageError, match=r"LATEST\.json is damaged .*; publish a night again"):
+            look(store)
+
+
+def test_a_damaged_latest_without_previous_is_named(three: Path) -> None:
+    raw = json.loads((three / LATEST).read_text())
+    (three / LATEST).write_text(json.dumps({"current": raw["current"]}))
+    with pytest.raises(StorageError, match="damaged"):
+        opened(Store(str(three)), publications(Store(str(three)))[0])
+
+
+SOUND = {"u0": ["i2", "i3"], "u1": ["i0", "i3"]}
+
+
+def _tonight(root: Path, lists: dict[str, Sequence[str]], ds: date = DS, **gates: Any) -> Night:
+    """Two users, i0 … i4 of which i4 is unavailable; u0 has seen i0 and i1, u1 has seen i2."""
+    found = night(root, ds, rank={"k": 2}, publish=gates)
+    when = event("u0", "i0", found.end)["event_time"]
+    blank = {"fields": None, "category": None, "first_seen": None, "updated_at": None}
+    items = [
+        {"item_id": f"i{n}", "item_num": n, "title": "t", "available": n != 4, **blank} for n in range(5)
+    ]
+    people = [
+        {"user_id": user, "segment": None, "n_events": 1, "n_items": 1, "last_event_time": None}
+        for user in ("u0", "u1")
+    ]
+    seen = [
+        {
+            "user_id": user,
+            "item_num": item,
+            "weight": 1,
+            "n_events": 1,
+            "last_event_time": when,
+            "in_profile": True,
+        }
+        for user, item in (("u0", 0), ("u0", 1), ("u1", 2))
+    ]
+    events = [event("u0", "i0", when)]
+    for table, rows in ((ITEMS, items), (USERS, people), (INTERACTIONS, seen), (EVENTS, events)):
+        commit(found.store, table, ds, [pa.Table.from_pylist(rows, table.schema)])
+    fingerprint = "-".join(item for items in lists.values() for item in items)
+    commit(found.store, RECOMMENDATIONS, ds, [_rows(lists)], fingerprint)
+    return found
+
+
+def _publish(night: Night) -> dict[str, Any]:
+    return dict(run_stage(PUBLISH, publish, night).metrics)
+
+
+def test_sound_lists_go_live_with_their_figures(tmp_path: Path) -> None:
+    figures = _publish(_tonight(tmp_path, SOUND))
+    published = figures.pop("published_at")
+    assert published == publications(Store(str(tmp_path)))[0].published_at
+    assert figures == {
+        "users": 2, "rows": 4, "fill": 1.0, "user_coverage": 1.0, "catalogue_coverage": 3 / 4,
+        "unavailable": 0, "quarantine_share": 0.0, "seen_leak": 0,
+    }  # fmt: skip
+    metrics = Dataset(Store(str(tmp_path)), METRICS, str(DS)).require("publish").read()
+    assert set(metrics["name"].to_pylist()) == {f"publish.{name}" for name in figures}
+
+
+@pytest.mark.parametrize(
+    ("lists", "said"),
+    [
+        ({"u0": ["i2", "i0"], "u1": ["i0", "i3"]}, "seen_leak is 1, above 0"),
+        ({"u0": ["i2", "i4"], "u1": ["i0", "i3"]}, "unavailable is 1, above 0"),
+        ({"u0": ["i2", "gone"], "u1": ["i0", "i3"]}, "unavailable is 1, above 0"),
+        ({"u0": ["i2"], "u1": ["i0", "i3"]}, r"fill is 0\.7500, below 0\.999"),
+        ({"u0": ["i2", "i3"]}, r"user_coverage is 0\.5000"),
+        ({"u0": ["i0", "i4"]}, "fill .* user_coverage .* seen_leak .* unavailable"),
+    ],
+)
+def test_a_gate_that_refuses_says_why_and_leaves_yesterday_live(
+    tmp_path: Path, lists: dict[str, Sequence[str]], said: str
+) -> None:
+    make_live(Store(str(tmp_path)), a_night(tmp_path, "2025-03-30"))
+    tonight = _tonight(tmp_path, lists)
+    with pytest.raises(GateError, match=said):
+        _publish(tonight)
+    assert live(tmp_path) == ["2025-03-30"]
+    assert tonight.dataset(RECOMMENDATIONS).committed() is not None
+
+
+def test_a_short_catalogue_is_no_fault(tmp_path: Path) -> None:
+    """u1 has seen all but one available item: one row is all that k of 2 can get."""
+    tonight = _tonight(tmp_path, {"u0": ["i2", "i3"], "u1": ["i3"]})
+    when = tonight.end
+    seen = [
+        {
+            "user_id": user,
+            "item_num": item,
+            "weight": 1,
+            "n_events": 1,
+            "last_event_time": when,
+            "in_profile": True,
+        }
+        for user, numbers in (("u0", [0, 1]), ("u1", [0, 1, 2, 4]))
+        for item in numbers
+    ]
+    commit(tonight.store, INTERACTIONS, DS, [pa.Table.from_pylist(seen, INTERACTIONS.schema)], "more")
+    assert _publish(tonight)["fill"] == 1.0
+
+
+def test_change_against_the_night_before(tmp_path: Path) -> None:
+    earlier = date(2025, 3, 30)
+    _publish(_tonight(tmp_path, {"u0": ["i2", "i3"], "u1": ["i1", "i3"]}, earlier))
+    tonight = _tonight(tmp_path, SOUND)
+    assert _publish(tonight)["overlap"] == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_an_item_gone_since_is_a_change(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    commit(store, RECOMMENDATIONS, date(2025, 3, 30), [_rows({"u0": ["x", "y"], "u1": ["x", "i3"]})], "old")
+    make_live(store, Dataset(store, RECOMMENDATIONS, "2025-03-30").require("rank"))
+    assert _publish(_tonight(tmp_path, SOUND))["overlap"] == pytest.approx((0 + 1 / 3) / 2)
+
+
+def test_a_night_without_any_old_user_is_published(tmp_path: Path) -> None:
+    """No user has both lists, so there is no overlap to speak of."""
+    store = Store(str(tmp_path))
+    commit(store, RECOMMENDATIONS, date(2025, 3, 30), [_rows({"gone": ["i0", "i1"]})], "old")
+    make_live(store, Dataset(store, RECOMMENDATIONS, "2025-03-30").require("rank"))
+    assert "overlap" not in _publish(_tonight(tmp_path, SOUND))
+    assert latest(store).manifest.ds == str(DS)
