@@ -89,7 +89,7 @@ def save_dense(path: Path, settings: dict[str, Any]) -> None:
     save_file(weights, path / "model.safetensors")
 
 
-def pooling(mode: str | list[str], size: int = 48, **more: Any) -> tuple[str, dict[str, Any]]:
+def pooling(mode: str | list[str], size: int = 64, **more: Any) -> tuple[str, dict[str, Any]]:
     """A Pooling module of today's form."""
     return "Pooling", {"embedding_dimension": size, "pooling_mode": mode, **more}
 
@@ -167,7 +167,7 @@ def _metaspace(bos: bool) -> Any:
     )
 
 
-_SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+_SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 _DECODER = {
     **_SMALL,
     "num_key_value_heads": 2,
@@ -181,12 +181,12 @@ FAMILIES: dict[str, Maker] = {
     "bert": (lambda n: hf.BertConfig(vocab_size=n, max_position_embeddings=128, **_SMALL), _wordpiece),
     "distilbert": (
         lambda n: hf.DistilBertConfig(
-            vocab_size=n, dim=48, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=128
+            vocab_size=n, dim=64, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=128
         ),
         _wordpiece,
     ),
     "electra": (
-        lambda n: hf.ElectraConfig(vocab_size=n, embedding_size=24, max_position_embeddings=128, **_SMALL),
+        lambda n: hf.ElectraConfig(vocab_size=n, embedding_size=32, max_position_embeddings=128, **_SMALL),
         _wordpiece,
     ),
     "mpnet": (

@@ -40,10 +40,10 @@ def close(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
 @pytest.mark.parametrize(
     "dense",
     [
-        {"in_features": 48, "out_features": 20, "activation_function": "torch.nn.modules.activation.Tanh"},
-        {"in_features": 48, "out_features": 20, "bias": False, "activation_function": "torch.nn.Identity"},
-        {"in_features": 48, "out_features": 64, "use_residual": True, "activation_function": "torch.nn.GELU"},
-        {"in_features": 48, "out_features": 48, "use_residual": True},
+        {"in_features": 64, "out_features": 20, "activation_function": "torch.nn.modules.activation.Tanh"},
+        {"in_features": 64, "out_features": 20, "bias": False, "activation_function": "torch.nn.Identity"},
+        {"in_features": 64, "out_features": 80, "use_residual": True, "activation_function": "torch.nn.GELU"},
+        {"in_features": 64, "out_features": 64, "use_residual": True},
     ],
 )
 def test_dense(bert: Path, dense: dict[str, object]) -> None:
@@ -52,7 +52,7 @@ def test_dense(bert: Path, dense: dict[str, object]) -> None:
 
 
 def test_two_dense_a_layer_norm_and_dropout(bert: Path) -> None:
-    first = {"in_features": 96, "out_features": 32, "bias": True}
+    first = {"in_features": 128, "out_features": 32, "bias": True}
     second = {
         "in_features": 32,
         "out_features": 48,
@@ -123,7 +123,7 @@ def test_lower_case_reaches_a_cased_tokenizer(tmp_path: Path) -> None:
 def test_spec_length_wins_and_must_fit(bert: Path) -> None:
     save_modules(bert, pooling("mean"))
     encoder = load(bert, max_length=5)
-    assert encoder.encode(TEXTS).shape == (len(TEXTS), 48)
+    assert encoder.encode(TEXTS).shape == (len(TEXTS), 64)
     assert encoder.last_stats.n_tokens <= 5 * len(TEXTS)
     with pytest.raises(ConfigError, match="128 positions"):
         load(bert, max_length=129)
@@ -143,7 +143,7 @@ def test_a_plain_transformers_directory(tmp_path: Path, family: str) -> None:
 
 def test_old_pooling_files(bert: Path) -> None:
     old = {
-        "word_embedding_dimension": 48,
+        "word_embedding_dimension": 64,
         "pooling_mode_cls_token": True,
         "pooling_mode_mean_tokens": True,
         "pooling_mode_max_tokens": False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +17,6 @@ from nightjar.engines.encoder.model_dir import ModelLayout
 from nightjar.engines.encoder.packing import PackedBatch
 from nightjar.errors import ConfigError
 
-log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # noise in an actor's log
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
@@ -112,54 +110,3 @@ def position_offset(model: nn.Module) -> int:
         if isinstance(padding, int) and isinstance(table, nn.Embedding):
             return padding + 1
     return 0
-
-
-def probe(model: nn.Module, max_length: int, seed: int = 0) -> PackedBatch:
-    """Random ids in several lengths, one beyond every sliding window where the model allows it."""
-    config: Any = model.config
-    windows = [getattr(config, name, None) for name in ("sliding_window", "local_attention")]
-    longest = max([48, *(int(window) + 9 for window in windows if window)])
-    lengths = np.array(sorted({min(n, max_length) for n in (longest, 17, 17 + 1, 3)}, reverse=True), np.int64)
-    lengths = np.repeat(lengths, [2 if n == lengths[-1] else 1 for n in lengths])
-    rng = np.random.default_rng(seed)
-    n_ids = int(config.get_text_config().vocab_size)
-    ids = rng.integers(5, max(6, n_ids), int(lengths.sum())).astype(np.int32)
-    return PackedBatch(ids, lengths, np.arange(len(lengths)))
-
-
-def choose_backbone(model: nn.Module, layout: ModelLayout, pad_id: int) -> tuple[Backbone, str]:
-    """A packed backbone if it gives the vectors of one sequence at a time, else a padded one and why."""
-    config: Any = model.config
-    hidden_size = int(config.get_text_config().hidden_size)
-    padded = PaddedBackbone(model, pad_id, hidden_size)
-    batch = probe(model, layout.max_length)
-    alone = torch.cat([padded(_one(batch, i)) for i in range(len(batch.lengths))])
-    usual = config._attn_implementation
-    try:
-        model.set_attn_implementation(attention.NAME)
-        packed = PackedBackbone(model, position_offset(model), hidden_size)
-        together = packed(batch)
-        reason = _difference(together, alone)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
-    if not reason:
-        return packed, ""
-    model.set_attn_implementation(usual)
-    log.warning("%s cannot be packed, batches will be padded: %s", type(model).__name__, reason)
-    return padded, reason
-
-
-def _one(batch: PackedBatch, i: int) -> PackedBatch:
-    start, length = int(batch.starts[i]), batch.lengths[i : i + 1]
-    return PackedBatch(batch.ids[start : start + int(length[0])], length, batch.rows[:1])
-
-
-def _difference(together: Tensor, alone: Tensor) -> str:
-    """Why packed token vectors are not those of single sequences; empty when they are.
-
-    An architecture that packs wrongly gave cosines of -0.3 to 0.76 (17 were tried); half precision alone
-    costs less than 1e-3.
-    """
-    cosine = torch.nn.functional.cosine_similarity(together.float(), alone.float(), dim=-1)
-    worst = float(cosine.min())
-    return "" if worst > 0.999 else f"packed and single sequences differ (cosine {worst:.4f})"

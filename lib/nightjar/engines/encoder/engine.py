@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nightjar.engines.encoder.backbone import Backbone, choose_backbone, load_model
+from nightjar.engines.encoder.backbone import load_model
 from nightjar.engines.encoder.model_dir import ModelLayout, model_fingerprint, read_layout
 from nightjar.engines.encoder.packing import PackedBatch, TokenRows, iter_batches
 from nightjar.engines.encoder.pooling import Head, Pooler, finish, load_head
+from nightjar.engines.encoder.selection import choose
 from nightjar.engines.encoder.spec import EncoderSpec, EncodeStats
 from nightjar.engines.encoder.tokens import Tokenizer
 from nightjar.errors import ConfigError, InputError
@@ -60,8 +61,10 @@ class Encoder:
             "dim": self._dim,
             "normalize": self.spec.normalize,
             "precision": self.spec.precision,
-            "packed": self._backbone.packed,
-            "not_packed_because": self._not_packed_because,
+            "ran_in": self._choice.precision,
+            "path": self._choice.path,
+            "packed": self._choice.backbone.packed,
+            "passed_over": self._choice.passed_over,
         }
 
     def flops_per_token(self, length: float) -> float:
@@ -101,11 +104,11 @@ class Encoder:
 
     def _encode_window(self, rows: TokenRows, out: NDArray[np.float32]) -> None:
         with torch.inference_mode():
-            for batch in iter_batches(rows, self._budget, padded=not self._backbone.packed):
+            for batch in iter_batches(rows, self._budget, padded=not self._choice.backbone.packed):
                 out[batch.rows] = self._vectors(batch).cpu().numpy()
 
     def _vectors(self, batch: PackedBatch) -> torch.Tensor:
-        hidden = self._backbone(batch)
+        hidden = self._choice.backbone(batch)
         lengths = torch.from_numpy(batch.lengths).to(hidden.device)
         vectors = self._head(self._pool(hidden, lengths))
         return finish(vectors, self.layout.dims, normalize=self.spec.normalize)
@@ -115,13 +118,12 @@ class Encoder:
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
         self._model = load_model(layout, spec.precision, self._device)
+        self._measure_model()
         pad_id = self._tokenizer.hf.pad_token_id or 0
-        self._backbone: Backbone
-        self._backbone, self._not_packed_because = choose_backbone(self._model, layout, pad_id)
+        self._choice = choose(self._model, layout.max_length, pad_id, spec.precision)
         n_prompt = 0 if layout.include_prompt else self._tokenizer.n_prompt_tokens
         self._pool = Pooler(layout.pooling, n_prompt)
         self._head: Head = load_head(layout, self._device)
-        self._measure_model()
         full = len(self._vectors(PackedBatch(np.array([5], np.int32), np.array([1]), np.array([0])))[0])
         self._dim = full
         if layout.dims is not None and full < layout.dims:
