@@ -57,7 +57,7 @@ class Report:
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self._stream = stream or sys.stderr
         self._quiet = quiet
-        self._console = Console(file=self._stream, highlight=False)
+        self._console = Console(file=self._stream, highlight=False, emoji=False)
         self._live = self._console.is_terminal and not quiet
         self._bar: RichProgress | None = None
         self._bar_id: dict[int, int] = {}
@@ -83,8 +83,10 @@ class Report:
         )
         with RichProgress(*columns, console=self._console, transient=True) as self._bar:
             self._bar_id[id(task)] = self._bar.add_task(label, total=total, rate="")
-            yield task
-        self._bar = None
+            try:
+                yield task
+            finally:
+                self._bar = None
 
     def _moved(self, task: Task, parts: int) -> None:
         if self._bar is not None:

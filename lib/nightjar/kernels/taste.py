@@ -64,12 +64,12 @@ def whiten(X: np.ndarray, whitening: Whitening) -> np.ndarray:
 
 
 def unit_rows(X: np.ndarray, instead: np.ndarray | None = None) -> np.ndarray:
-    """X (n, d) with rows of length 1; a row of no length is replaced by the row of `instead`, or stays 0."""
+    """X (n, d) with rows of length 1; a row shorter than TINY becomes the row of `instead`, or 0."""
     norms = np.linalg.norm(X, axis=1, keepdims=True)
     unit: np.ndarray = (X / np.maximum(norms, TINY)).astype(np.float32)
     nothing = norms[:, 0] < TINY
-    if instead is not None and nothing.any():
-        unit[nothing] = instead[nothing]
+    if nothing.any():
+        unit[nothing] = 0 if instead is None else instead[nothing]
     return unit
 
 
@@ -77,7 +77,7 @@ def propagate(V: np.ndarray, buckets: Iterable[sparse.csr_matrix]) -> np.ndarray
     """One step over the user–item graph: for each item the sum of its users' mean vectors, as unit rows.
 
     V: (n, d) float32 unit rows. buckets: (q, n) non-negative weights, some users each. A user counts for
-    an item by 1/√(their number of items), so that busy users do not speak loudest; items nobody touched
+    an item by its weight/√(the sum of their weights), so that busy users do not speak loudest; items nobody touched
     get 0. This is LightGCN's propagation (He et al. 2020, arXiv 2002.02126) without the layer average, and
     equals smoothing over the co-occurrence graph without building it: time and memory linear in the pairs.
     """
