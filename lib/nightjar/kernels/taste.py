@@ -77,7 +77,7 @@ def propagate(V: np.ndarray, buckets: Iterable[sparse.csr_matrix]) -> np.ndarray
     """One step over the user–item graph: for each item the sum of its users' mean vectors, as unit rows.
 
     V: (n, d) float32 unit rows. buckets: (q, n) non-negative weights, some users each. A user counts for
-    an item by its weight/√(the sum of their weights), so that busy users do not speak loudest; items nobody touched
+    an item by weight/√(the sum of their weights), so that busy users do not speak loudest; items untouched
     get 0. This is LightGCN's propagation (He et al. 2020, arXiv 2002.02126) without the layer average, and
     equals smoothing over the co-occurrence graph without building it: time and memory linear in the pairs.
     """
