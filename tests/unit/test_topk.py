@@ -144,7 +144,14 @@ def test_groups_of_users_may_get_different_items() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(np.nan, "NaN"), (np.inf, "infinite"), (0, "zero"), (1e30, "longer than")]
+    ("value", "reason"),
+    [
+        (np.nan, "NaN"),
+        (np.inf, "infinite"),
+        (0, "zero"),
+        (1e30, "not of a length"),
+        (1e-30, "not of a length"),
+    ],
 )
 def test_a_bad_vector_is_named_by_row_and_reason(value: float, reason: str) -> None:
     vectors = np.ones((6, 4), dtype=np.float32)
@@ -154,7 +161,7 @@ def test_a_bad_vector_is_named_by_row_and_reason(value: float, reason: str) -> N
 
 
 def test_tiny_and_huge_vectors_within_range_pass() -> None:
-    vectors = np.array([[1e-30, 0], [9e17, 0], [1, 1]], dtype=np.float32)
+    vectors = np.array([[2e-18, 0], [9e17, 0], [1, 1]], dtype=np.float32)
     norms = vector_norms(vectors, "items")
     assert (norms >= np.linalg.norm(vectors.astype(np.float64), axis=1)).all()
 

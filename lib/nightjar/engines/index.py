@@ -6,8 +6,6 @@ top-k and has the same bytes for any number of shards, threads and query blocks.
 approximate in which items they find, never in the scores, the filters or the number of items returned.
 """
 
-import hashlib
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from nightjar.errors import ConfigError, ContractError, StorageError
+from nightjar.engines.shards import Effort, ShardFacts, check_items, check_sha256, write_whole
+from nightjar.errors import ConfigError, ContractError
 from nightjar.kernels.sweep import sweep_topk
 from nightjar.kernels.topk import (
     F32,
@@ -23,29 +22,20 @@ from nightjar.kernels.topk import (
     I64,
     Filters,
     TopK,
+    index_recall,
     rescore,
     rounding_margin,
     select_topk,
     vector_norms,
 )
 
+__all__ = ["Effort", "Shard", "ShardFacts", "build_shard", "index_recall", "open_shard", "search_shards"]
+
 api: Any = faiss  # its stubs lack the keyword parameters that the package adds at import
 
-HASH_BYTES = 8 << 20
 QUERY_BLOCK = 1024
 SLACK = 16  # fetched beyond k and the listed items, so that a tie at the boundary rarely needs a second pass
 MAX_FETCH = 4096  # a longer FAISS result list costs more than the sweep of that user
-
-
-@dataclass(frozen=True)
-class ShardFacts:
-    """What the manifest says of one shard file; bytes is its size, sha256 the digest of the whole file."""
-
-    n_vectors: int
-    factory: str
-    metric: str
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -62,20 +52,6 @@ class Shard:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How hard to look, and with how many threads (a resource; the rest changes approximate results).
-
-    nprobe: lists of an IVF visited per query; ef_search: beam of an HNSW; k_factor: candidates fetched per
-    item wanted and re-scored in fp32 (the refinement that a compressed index needs).
-    """
-
-    threads: int = 1
-    nprobe: int = 32
-    ef_search: int = 256
-    k_factor: float = 1.0
-
-
 def build_shard(
     vectors: F32, item_nums: I64, path: Path, factory: str = "Flat", metric: str = "ip", seed: int = 0
 ) -> ShardFacts:
@@ -88,31 +64,13 @@ def build_shard(
     """
     if metric != "ip":
         raise ConfigError(f"metric {metric!r} is not supported; scores are inner products, use 'ip'")
-    _check_items(vectors, item_nums, path)
+    check_items(vectors, item_nums, path)
     index = _new_index(factory, vectors.shape[1], len(vectors), seed)
     if len(vectors):
         vectors = np.ascontiguousarray(vectors)
         _train_and_add(index, vectors, item_nums, path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(index, str(temporary))
-        digest = _sha256(temporary)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"shard {path} cannot be written: {error}") from error
+    digest = write_whole(path, lambda name: faiss.write_index(index, str(name)))
     return ShardFacts(len(vectors), factory, metric, digest, path.stat().st_size)
-
-
-def _check_items(vectors: F32, item_nums: I64, path: Path) -> None:
-    vector_norms(vectors, f"shard {path.name}")
-    if item_nums.shape != (len(vectors),) or item_nums.dtype != np.int64:
-        raise ContractError(f"shard {path.name}: {len(vectors)} vectors need as many int64 item numbers")
-    if len(item_nums) and (item_nums[0] < 0 or np.any(np.diff(item_nums) <= 0)):
-        raise ContractError(f"shard {path.name}: item numbers must be ≥ 0 and strictly ascending")
 
 
 def _new_index(factory: str, n_dims: int, n_vectors: int, seed: int) -> Any:
@@ -147,28 +105,13 @@ def _ivf_of(index: Any) -> Any | None:
     return faiss.downcast_index(found) if found is not None else None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def open_shard(path: Path, sha256: str) -> Shard:
     """Open a shard memory-mapped, after checking that the file has the sha256 of its manifest.
 
     StorageError if it cannot be read; ContractError if its bytes are not those committed. A FAISS file is
     parsed by native code, so one that no manifest vouches for is never opened.
     """
-    try:
-        found = _sha256(path)
-    except OSError as error:
-        raise StorageError(f"shard {path} cannot be read: {error}") from error
-    if found != sha256:
-        raise ContractError(
-            f"shard {path} has sha256 {found}, not {sha256} as committed; run build_index again"
-        )
+    check_sha256(path, sha256)
     index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     inner: Any = faiss.downcast_index(index.index)
     exact = isinstance(inner, faiss.IndexFlat)
@@ -176,7 +119,7 @@ def open_shard(path: Path, sha256: str) -> Shard:
     if exact and inner.ntotal:
         stored = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d).reshape(inner.ntotal, inner.d)
         item_norm = float(vector_norms(stored, f"shard {path.name}").max())
-    return Shard(index, faiss.vector_to_array(index.id_map), exact, item_norm, found)
+    return Shard(index, faiss.vector_to_array(index.id_map), exact, item_norm, sha256)
 
 
 def search_shards(
@@ -204,21 +147,16 @@ def search_shards(
     searchers = _Searchers([shard for shard in shards if len(shard.item_nums)], matrix, k)
     filters = searchers.within(filters.checked(len(queries), len(matrix)))
     faiss.omp_set_num_threads(effort.threads)
-    result = searchers.empty(len(queries))
+    result = TopK.nothing(len(queries), k)
     for users in _by_need(filters.n_listed(len(queries))):
         found, open_users = searchers.search(queries[users], query_norms[users], filters.take(users), effort)
-        _put(result, users, found)
+        result.put(users, found)
         if len(open_users):
             at = users[open_users]
             floor = found.scores[open_users, k - 1] if searchers.exact else None
             swept = sweep_topk(queries[at], matrix, k, filters.take(at), floor)
-            _put(result, at, swept)
+            result.put(at, swept)
     return result
-
-
-def _put(whole: TopK, users: I64, part: TopK) -> None:
-    """Write the rows of some users into the result of all."""
-    whole.item_nums[users], whole.scores[users], whole.n_found[users] = part
 
 
 def _by_need(n_listed: I64) -> list[I64]:
@@ -255,9 +193,6 @@ class _Searchers:
         rows = {0, len(shard.item_nums) // 2, len(shard.item_nums) - 1}
         return all(np.array_equal(inner.reconstruct(row), self.matrix[shard.item_nums[row]]) for row in rows)
 
-    def empty(self, n_users: int) -> TopK:
-        return select_topk(np.empty((n_users, 0), np.float32), np.empty((n_users, 0), np.int64), self.k)
-
     def within(self, filters: Filters) -> Filters:
         """The filters narrowed to the items that some shard holds; ContractError if two shards share one."""
         held = np.zeros(len(self.matrix), dtype=np.bool_)
@@ -276,7 +211,9 @@ class _Searchers:
         if filters.eligible is not None:
             n_fetch = int(n_fetch / max(1e-9, float(filters.eligible.mean())))
         if n_fetch > MAX_FETCH or not self.shards:
-            return self.empty(len(queries)), np.arange(len(queries)) if self.shards else np.empty(0, np.int64)
+            return TopK.nothing(len(queries), self.k), np.arange(len(queries)) if self.shards else np.empty(
+                0, np.int64
+            )
         found, bound = self._candidates(queries, n_fetch, filters, effort)
         if self.exact:
             margin = rounding_margin(query_norms, max(s.item_norm for s in self.shards), self.matrix.shape[1])
@@ -286,7 +223,7 @@ class _Searchers:
             wider = replace(effort, nprobe=effort.nprobe * 8, ef_search=effort.ef_search * 4)
             n_wider = min(4 * n_fetch, MAX_FETCH)
             again, _ = self._candidates(queries[short], n_wider, filters.take(short), wider)
-            _put(found, short, again)
+            found.put(short, again)
             short = short[again.n_found < self.k]
         return found, short
 
@@ -333,15 +270,3 @@ def _ivf_parameters(inner: Any, ivf: Any, nprobe: int) -> Any:
     if isinstance(inner, faiss.IndexPreTransform):
         parameters = api.SearchParametersPreTransform(index_params=parameters)
     return parameters
-
-
-def index_recall(approximate: TopK, exact: TopK) -> F64:
-    """IndexRecall@k of each user (q,): the share of the exact list that the approximate one reaches.
-
-    Counted by score, so that an item tied with the k-th one counts as well as the k-th itself; 1 for a user
-    with nothing to find.
-    """
-    kth = np.where(exact.n_found > 0, exact.scores[np.arange(len(exact.scores)), exact.n_found - 1], np.inf)
-    hits = ((approximate.scores >= kth[:, None]) & (approximate.item_nums >= 0)).sum(axis=1)
-    recall: F64 = np.minimum(hits, exact.n_found) / np.maximum(exact.n_found, 1)
-    return np.where(exact.n_found > 0, recall, 1.0)

@@ -42,13 +42,13 @@ def sweep_topk(queries: F32, matrix: F32, k: int, filters: Filters, floor: F32 |
         narrowed = (filters.take(users), known)
         parts.append(_sweep_block(queries[users], query_norms[users], matrix, k, narrowed))
     if not parts:
-        return select_topk(np.empty((0, 0), np.float32), np.empty((0, 0), np.int64), k)
+        return TopK.nothing(0, k)
     return TopK(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
 def _sweep_block(queries: F32, query_norms: F64, matrix: F32, k: int, known: tuple[Filters, F32]) -> TopK:
     filters, floor = known
-    best = select_topk(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), k)
+    best = TopK.nothing(len(queries), k)
     listed = _listed_by_item(filters)
     for start, tile in _tiles(matrix):
         item_norm = float(vector_norms(tile, f"items from {start}").max())

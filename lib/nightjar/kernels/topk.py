@@ -25,6 +25,7 @@ Mask = NDArray[np.bool_]
 LANES = 64  # four AVX-512 accumulators; part of the definition of a score, so changing it changes bytes
 MAX_ITEM_NUM = 2**32 - 2  # an item number shares a 64-bit sort key with its score
 MAX_NORM = 1e18  # a product of two such norms is far below the largest fp32 number, so scores stay finite
+MIN_NORM = 1e-18  # and one of two such norms far above the smallest, so that no score vanishes by underflow
 GATHER_BYTES = 16 << 20
 UNIT_ROUNDOFF = 2.0**-24
 
@@ -38,6 +39,16 @@ class TopK(NamedTuple):
     item_nums: I64
     scores: F32
     n_found: I64
+
+    @staticmethod
+    def nothing(n_users: int, k: int) -> "TopK":
+        """A result in which nobody has found anything yet."""
+        absent = np.full((n_users, k), -np.inf, np.float32)
+        return TopK(np.full((n_users, k), -1, np.int64), absent, np.zeros(n_users, np.int64))
+
+    def put(self, users: I64, part: "TopK") -> None:
+        """Write the rows of some users, given by position, in place."""
+        self.item_nums[users], self.scores[users], self.n_found[users] = part
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,21 @@ class Filters:
             None if self.group is None else self.group[users],
         )
 
+    def listed(self, n_users: int) -> ItemLists:
+        """Seen and denied items of each user as one set of lists."""
+        given = [lists for lists in (self.seen, self.deny) if lists is not None]
+        if not given:
+            return ItemLists(np.zeros(n_users + 1, dtype=np.int64), np.empty(0, dtype=np.int64))
+        if len(given) == 1:
+            return given[0]
+        users, items = (
+            np.concatenate(column) for column in zip(*(each.pairs() for each in given), strict=True)
+        )
+        span = int(items.max(initial=0)) + 1
+        keys = np.unique(users * span + items)
+        counts = np.bincount(keys // span, minlength=n_users)
+        return ItemLists(np.concatenate(([0], np.cumsum(counts))), keys % span)
+
     def n_listed(self, n_users: int) -> I64:
         """Seen plus denied items of each user (an item on both lists counts twice), (q,) int64."""
         parts = [lists.counts() for lists in (self.seen, self.deny) if lists is not None]
@@ -154,7 +180,7 @@ def vector_norms(vectors: NDArray[Any], what: str, n_dims: int | None = None) ->
     """Euclidean norms (n,) of finite, non-zero float32 vectors (n, d); the gate every vector passes.
 
     The norms are upper bounds (rounded up by 1e-4), as error margins need. ContractError names the first row
-    that is NaN, infinite, zero or longer than MAX_NORM, or says that the shape or the type is wrong.
+    that is NaN, infinite, zero or of a length outside MIN_NORM … MAX_NORM, or a wrong shape or type.
     """
     if vectors.ndim != 2 or vectors.shape[1] == 0 or (n_dims is not None and vectors.shape[1] != n_dims):
         raise ContractError(f"{what}: expected (n, {n_dims or 'd'}) vectors, got shape {vectors.shape}")
@@ -170,7 +196,7 @@ def vector_norms(vectors: NDArray[Any], what: str, n_dims: int | None = None) ->
         odd = np.flatnonzero(~((squares > 1e-30) & (squares < 1e36)))
         squares[odd] = np.sum(np.square(block[odd], dtype=np.float64), axis=1)
         norms[start : start + step] = np.sqrt(squares)
-    bad = np.flatnonzero(~((norms > 0) & (norms <= MAX_NORM)))
+    bad = np.flatnonzero(~((norms >= MIN_NORM) & (norms <= MAX_NORM)))
     if len(bad):
         reason = _what_is_wrong(vectors[bad[0]])
         raise ContractError(f"{what}: row {bad[0]} is {reason} ({len(bad)} bad rows in all)")
@@ -182,7 +208,9 @@ def _what_is_wrong(row: NDArray[Any]) -> str:
         return "NaN"
     if np.isinf(row).any():
         return "infinite"
-    return "zero" if not row.any() else f"longer than {MAX_NORM:g}"
+    if not row.any():
+        return "zero"
+    return f"not of a length between {MIN_NORM:g} and {MAX_NORM:g}"
 
 
 def rounding_margin(query_norms: F64, item_norm: float, n_dims: int) -> F64:
@@ -199,19 +227,20 @@ def rounding_margin(query_norms: F64, item_norm: float, n_dims: int) -> F64:
 def fixed_order_dot(a: F32, b: F32) -> F32:
     """Inner products over the last axis, (..., d) with (..., d) float32, rounded in one fixed order.
 
-    Lane l adds the products l, l + 64, l + 128 … one after another, then the lanes are added in halves. Every
-    step is an element-wise fp32 operation, so the bits depend on the two vectors alone.
+    Lane l of 64 adds the products l, l + 64, l + 128 … one after another, then the lanes are added in halves
+    (l and l + 32, then 16 …). Every step is an element-wise fp32 operation, so the bits depend on the two
+    vectors alone.
     """
     n_dims = a.shape[-1]
     lanes = a[..., :LANES] * b[..., :LANES]
+    if n_dims < LANES:
+        lanes = np.concatenate([lanes, np.zeros((*lanes.shape[:-1], LANES - n_dims), np.float32)], axis=-1)
     for start in range(LANES, n_dims, LANES):
         part = a[..., start : start + LANES] * b[..., start : start + LANES]
         lanes[..., : part.shape[-1]] += part
     while lanes.shape[-1] > 1:
-        half = (lanes.shape[-1] + 1) // 2
-        rest = lanes[..., half:]
-        lanes = lanes[..., :half]
-        lanes[..., : rest.shape[-1]] += rest
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
     return lanes[..., 0]
 
 
@@ -280,3 +309,15 @@ def merge_topk(parts: list[tuple[I64, F32]], k: int) -> TopK:
         raise ContractError("merge_topk: there is no part to merge; pass at least one shard's result")
     item_nums = np.concatenate([item_nums for item_nums, _ in parts], axis=1)
     return select_topk(np.concatenate([scores for _, scores in parts], axis=1), item_nums, k)
+
+
+def index_recall(approximate: TopK, exact: TopK) -> F64:
+    """IndexRecall@k of each user (q,): the share of the exact list that the approximate one reaches.
+
+    Counted by score, so that an item tied with the k-th one counts as well as the k-th itself; 1 for a user
+    with nothing to find.
+    """
+    kth = np.where(exact.n_found > 0, exact.scores[np.arange(len(exact.scores)), exact.n_found - 1], np.inf)
+    hits = ((approximate.scores >= kth[:, None]) & (approximate.item_nums >= 0)).sum(axis=1)
+    recall: F64 = np.minimum(hits, exact.n_found) / np.maximum(exact.n_found, 1)
+    return np.where(exact.n_found > 0, recall, 1.0)

@@ -1,0 +1,289 @@
+"""Exact bulk top-k by threshold join: propose with int8 products, decide with fp32 scores.
+
+For a block of users:
+1. probe: the items of each user's nearest lists, by estimated score; the best k of them, re-scored, give a
+   floor, a score that k allowed items are known to reach;
+2. sweep: all items in tiles; a pair whose upper bound (`codes`) reaches the larger of the floor and the running
+   k-th score is re-scored in the fixed order and enters the user's heap.
+An item left out has an upper bound below the k-th score, so the result is the exact one, and since a score
+depends on its pair alone, it has the same bytes for any shards, blocks, tiles and threads. The approximate mode
+stops after a longer probe.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nightjar.engines.bulk.compiled import GROUP, N_HITS, estimate_rows, keep_best, score_rows, sweep_rows
+from nightjar.engines.bulk.products import N_COEFS, Products, products_of
+from nightjar.engines.bulk.shard import BulkShard
+from nightjar.engines.shards import Effort
+from nightjar.errors import ContractError
+from nightjar.kernels.topk import F32, F64, I64, Filters, TopK, select_topk, vector_norms
+
+USER_BLOCK = 8192  # users that share one pass over the items; 25 MB of vectors and heaps at 384 dimensions
+ROWS = 512
+COLUMNS = 1024  # 512 × 1024 int32 scores are 2 MB, so a tile is compared before it leaves the cache
+FLOOR_SHARE = 0.02  # of the lists probed for the floor; finds 70-80 % of the best 100
+MIN_PROBES = 4
+EXTRA = 1.5  # candidates per item wanted in approximate mode, because estimates misorder near the end
+
+Limits = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search: what is looked for, in what, for whom it is allowed."""
+
+    shards: list[BulkShard]
+    matrix: F32
+    k: int
+    effort: Effort
+
+
+def search_shards(
+    shards: list[BulkShard],
+    queries: F32,
+    k: int,
+    matrix: F32,
+    filters: Filters | None = None,
+    effort: Effort | None = None,
+) -> TopK:
+    """The best k items of every user over all shards: item_nums (q, k), scores (q, k), n_found (q,).
+
+    Same call, order, filters and errors as `engines.index.search_shards`. Exact, and n_found is k wherever k
+    allowed items exist in the shards, unless effort.probe_share asks for the approximate mode: then only that
+    share of the lists is searched, except for users who would be short.
+    """
+    filters, effort = filters or Filters(), effort or Effort()
+    if k < 1:
+        raise ContractError(f"k is {k}; it must be at least 1")
+    query_norms = vector_norms(queries, "queries", matrix.shape[1])
+    filters = filters.checked(len(queries), len(matrix))
+    shards = [shard for shard in shards if len(shard.item_nums)]
+    _check_shards(shards, matrix)
+    result = TopK.nothing(len(queries), k)
+    task = Task(shards, matrix, k, effort)
+    n_blocks = max(effort.threads, -(-len(queries) // USER_BLOCK))
+    blocks = [users for users in np.array_split(np.arange(len(queries)), n_blocks) if len(users)]
+
+    def run(users: I64) -> None:
+        torch.set_num_threads(1)  # of this worker thread: the blocks are the parallelism
+        found = _search_block(
+            task, np.ascontiguousarray(queries[users]), query_norms[users], filters.take(users)
+        )
+        result.put(users, found)
+
+    with ThreadPoolExecutor(effort.threads) as pool:
+        list(pool.map(run, blocks))
+    return result
+
+
+def _check_shards(shards: list[BulkShard], matrix: F32) -> None:
+    held = np.zeros(len(matrix), dtype=np.bool_)
+    for shard in shards:
+        top = int(shard.item_nums.max())
+        if shard.centroids.shape[1] != matrix.shape[1] or top >= len(matrix):
+            raise ContractError(
+                f"a shard of dimension {shard.centroids.shape[1]} with items up to {top} does not belong to item "
+                f"vectors of shape {matrix.shape}"
+            )
+        rows = np.array([0, len(shard.item_nums) // 2, len(shard.item_nums) - 1])
+        expected = vector_norms(np.asarray(matrix[shard.item_nums[rows]]), "items")
+        # A spot check: stale codes would void the bound, and their lengths would hardly agree.
+        if not np.allclose(expected, shard.norms[rows], rtol=1e-5):
+            raise ContractError("a shard was built from other item vectors; run build_index again")
+        if held[shard.item_nums].any():
+            raise ContractError("two shards hold the same item; shards must tile the items")
+        held[shard.item_nums] = True
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of users, the products of each shard with them, and the scratch memory of their thread."""
+
+    queries: F32
+    limits: Limits
+    products: list[Products]
+    tile: torch.Tensor
+
+    @staticmethod
+    def of(task: Task, queries: F32, query_norms: F64, filters: Filters) -> "_Block":
+        products = [products_of(shard, queries, query_norms, task.matrix) for shard in task.shards]
+        for shard, each in zip(task.shards, products, strict=True):
+            if filters.eligible is not None and filters.group is None:
+                n_items = len(shard.item_nums)
+                each.terms[3, :n_items][~filters.eligible[shard.item_nums]] = -np.inf
+        kind = products[0].dtype if products else torch.int32
+        return _Block(
+            queries, _limits(filters, len(queries)), products, torch.empty(ROWS * COLUMNS, dtype=kind)
+        )
+
+
+def _search_block(task: Task, queries: F32, query_norms: F64, filters: Filters) -> TopK:
+    block = _Block.of(task, queries, query_norms, filters)
+    share = task.effort.probe_share
+    n_kept = task.k if share is None else int(np.ceil(task.k * max(EXTRA, task.effort.k_factor)))
+    candidates = _probe(task, block, FLOOR_SHARE if share is None else share, n_kept)
+    found = select_topk(_score(queries, task.matrix, candidates), candidates, task.k)
+    if share is None:
+        return _sweep(task, block, found.scores[:, -1].copy())
+    short = np.flatnonzero(found.n_found < task.k)
+    if len(short):
+        again = _Block.of(task, queries[short], query_norms[short], filters.take(short))
+        swept = _sweep(task, again, np.full(len(short), -np.inf, np.float32))
+        found.put(short, swept)
+    return found
+
+
+def _limits(filters: Filters, n_users: int) -> Limits:
+    """The filters as plain arrays: eligible (groups, items or 0), group (q,), listed items in CSR."""
+    group = np.zeros(n_users, np.int64) if filters.group is None else filters.group.astype(np.int64)
+    eligible = np.empty((1, 0), np.bool_) if filters.eligible is None else np.atleast_2d(filters.eligible)
+    listed = filters.listed(n_users)
+    return np.ascontiguousarray(eligible), group, listed.indptr, listed.item_nums
+
+
+def _heaps(n_users: int, k: int) -> tuple[F32, I64]:
+    """Heaps full of nothing: score -inf, an item beyond every real one."""
+    scores = np.full((n_users, k), -np.inf, np.float32)
+    return scores, np.full((n_users, k), np.iinfo(np.int64).max, np.int64)
+
+
+def _items_of(heaps: tuple[F32, I64]) -> I64:
+    return np.where(np.isneginf(heaps[0]), -1, heaps[1])
+
+
+def _up_to_group(count: int) -> int:
+    return -(-count // GROUP) * GROUP
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Room for the best k of each user and as many again, before they are cut back."""
+
+    scores: F32
+    items: I64
+    counts: I64
+    cuts: F32
+    k: int
+
+    @staticmethod
+    def room_for(n_users: int, k: int) -> "_Kept":
+        room = 2 * k + GROUP
+        return _Kept(
+            np.empty((n_users, room), np.float32),
+            np.empty((n_users, room), np.int64),
+            np.zeros(n_users, np.int64),
+            np.full(n_users, -np.inf, np.float32),
+            k,
+        )
+
+    def plain(self) -> tuple[F32, I64, I64, F32, int]:
+        return self.scores, self.items, self.counts, self.cuts, self.k
+
+    def best(self) -> I64:
+        """The best k items of each user, (q, k) int64, -1 where there are fewer."""
+        keep_best(self.plain())
+        absent = np.arange(self.k) >= self.counts[:, None]
+        return np.where(absent, -1, self.items[:, : self.k])
+
+
+def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
+    """The n_kept best allowed items of the nearest lists by estimated score, (q, n_kept) int64, -1 where none.
+
+    List by list: all users that probe a list meet it in one product.
+    """
+    kept = _Kept.room_for(len(block.queries), n_kept)
+    for shard, products in zip(task.shards, block.products, strict=True):
+        n_lists = len(shard.centroids)
+        if n_lists == 1 and task.effort.probe_share is None:
+            continue
+        n_probe = min(n_lists, max(MIN_PROBES, round(share * n_lists)))
+        chosen = _nearest_lists(block.queries, shard.centroids, n_probe).reshape(-1)
+        order = np.argsort(chosen, kind="stable")
+        starts = np.searchsorted(chosen[order], np.arange(n_lists + 1))
+        for at in range(n_lists):
+            users = order[starts[at] : starts[at + 1]] // n_probe
+            _probe_list(block, (shard, products), users, at, kept)
+    return kept.best()
+
+
+def _nearest_lists(queries: F32, centroids: F32, n_probe: int) -> I64:
+    """The n_probe lists of each user with the best centroid score, (q, n_probe) int64, in no order."""
+    n_lists = len(centroids)
+    columns = np.zeros((_up_to_group(n_lists), centroids.shape[1]), np.float32)
+    columns[:n_lists] = centroids
+    terms = np.zeros((4, len(columns) + GROUP), np.float32)
+    terms[0] = 1
+    coefs = np.zeros((len(queries), N_COEFS), np.float32)
+    coefs[:, 3] = 1
+    kept = _Kept.room_for(len(queries), n_probe)
+    shard = (terms, np.arange(n_lists), coefs)
+    limits = _limits(Filters(), len(queries))
+    for row in range(0, len(queries), ROWS):
+        users = np.arange(row, min(row + ROWS, len(queries)))
+        tile = (torch.from_numpy(queries[users]) @ torch.from_numpy(columns).T).numpy().reshape(-1)
+        estimate_rows(tile, len(columns), n_lists, users, 0, shard, kept.plain(), limits)
+    return kept.best()
+
+
+def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at: int, kept: _Kept) -> None:
+    shard, products = pair
+    start, stop = int(shard.list_starts[at]), int(shard.list_starts[at + 1])
+    facts = (products.terms, shard.item_nums, products.coefs)
+    tile = block.tile.numpy()
+    for first in range(start, stop, COLUMNS):
+        n_columns = min(COLUMNS, stop - first)
+        for row in range(0, len(users), ROWS):
+            some = users[row : row + ROWS]
+            # Sizes are rounded up to 64, because oneDNN prepares (and caches) a kernel per shape.
+            padded = np.pad(some, (0, _up_to_group(len(some)) - len(some)))
+            out = block.tile[: len(padded) * _up_to_group(n_columns)].view(len(padded), -1)
+            products.multiply(products.users(torch.from_numpy(padded)), first, None, out)
+            estimate_rows(tile, out.shape[1], n_columns, some, first, facts, kept.plain(), block.limits)
+
+
+def _score(queries: F32, matrix: F32, item_nums: I64) -> F32:
+    """`kernels.topk.rescore`, compiled: the same bits."""
+    scores = np.full(item_nums.shape, -np.inf, np.float32)
+    flat = np.ascontiguousarray(matrix).reshape(-1)
+    score_rows(queries.reshape(-1), flat, item_nums, queries.shape[1], scores, np.empty(GROUP, np.float32))
+    return scores
+
+
+def _sweep(task: Task, block: _Block, floor: F32) -> TopK:
+    """The exact best k of all items, given a score that k allowed items of each user reach, (q,) or -inf."""
+    n_users, n_dims = block.queries.shape
+    heaps = _heaps(n_users, task.k)
+    hits, lanes = np.empty((N_HITS, 2), np.int64), np.empty(GROUP, np.float32)
+    queries, tile = block.queries.reshape(-1), block.tile.numpy()
+    room = np.zeros((COLUMNS, n_dims), np.float32)
+    for shard, products in zip(task.shards, block.products, strict=True):
+        facts = (products.terms, shard.item_nums, products.coefs)
+        for first in range(0, len(shard.item_nums), COLUMNS):
+            numbers = shard.item_nums[first : first + COLUMNS]
+            vectors = room[: _up_to_group(len(numbers))]
+            np.take(task.matrix, numbers, axis=0, out=vectors[: len(numbers)], mode="clip")
+            length = float(shard.norms[first : first + COLUMNS].max())
+            exact = (floor, queries, vectors.reshape(-1), n_dims, length, hits, lanes)
+            for row in range(0, n_users, ROWS):
+                rows = slice(row, min(row + ROWS, n_users))
+                out = block.tile[: (rows.stop - row) * len(vectors)].view(-1, len(vectors))
+                products.multiply(products.users(rows), first, vectors, out)
+                sweep_rows(
+                    tile,
+                    len(vectors),
+                    len(numbers),
+                    (row, rows.stop),
+                    first,
+                    facts,
+                    heaps,
+                    block.limits,
+                    exact,
+                )
+    return select_topk(heaps[0], _items_of(heaps), task.k)

@@ -1,0 +1,131 @@
+"""A shard of the bulk engine: one file of aligned arrays, written once, opened memory-mapped.
+
+The file is a line of JSON (name, dtype, shape and offset of each array) and the arrays, each at a multiple of
+64 bytes. It holds no code and no pickle. Items stand list by list, inside a list by item number; the vectors
+themselves stay in the item matrix.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightjar.engines.bulk.codes import I8, Rotation, encode, fit_rotation
+from nightjar.engines.bulk.lists import assign, n_lists, train_centroids
+from nightjar.engines.shards import ShardFacts, check_items, check_sha256, write_whole
+from nightjar.errors import ConfigError, ContractError, StorageError
+from nightjar.kernels.topk import F32, I64, vector_norms
+
+MAGIC = "nightjar bulk shard 1"
+ALIGN = 64
+PADDING = 64  # rows beyond the last item, so that a group of 64 may be read from any item on
+
+
+@dataclass(frozen=True)
+class BulkShard:
+    """One open shard: per item of (n,) its number, code and bound terms, in list order.
+
+    codes (n + 64, n_head) int8; terms (4, n + 64) float32: scale, common, tail, error; coded and norms (n + 64,)
+    and (n,) float32; centroids (n_lists, d) float32; list_starts (n_lists + 1,) int64.
+    """
+
+    item_nums: I64
+    codes: I8
+    terms: F32
+    coded: F32
+    norms: F32
+    centroids: F32
+    list_starts: I64
+    rotation: Rotation
+
+
+def build_shard(
+    vectors: F32, item_nums: I64, path: Path, factory: str = "exact", metric: str = "ip", seed: int = 0
+) -> ShardFacts:
+    """Write one file of codes and lists for vectors (n, d) float32 with item_nums (n,) int64, ascending.
+
+    Same call and same errors as `engines.index.build_shard`; factory must be "exact".
+    """
+    if factory != "exact" or metric != "ip":
+        raise ConfigError(
+            f"the bulk engine builds factory 'exact' with metric 'ip', not {factory!r}, {metric!r}"
+        )
+    check_items(vectors, item_nums, path)
+    arrays = _arrays(vectors, item_nums, seed)
+    digest = write_whole(path, lambda name: _write(name, arrays))
+    return ShardFacts(len(vectors), factory, metric, digest, path.stat().st_size)
+
+
+def _arrays(vectors: F32, item_nums: I64, seed: int) -> dict[str, NDArray[Any]]:
+    count = n_lists(len(vectors))
+    centroids = (
+        train_centroids(vectors, count, seed) if count > 1 else np.zeros((1, vectors.shape[1]), np.float32)
+    )
+    list_of = assign(vectors, centroids) if count > 1 else np.zeros(len(vectors), np.int64)
+    order = np.argsort(list_of, kind="stable")
+    sample = vectors if len(vectors) else np.ones((1, vectors.shape[1]), np.float32)
+    rotation = fit_rotation(sample, seed)
+    coded = encode(vectors, rotation, precise=True)
+    terms = np.stack([coded.scale, coded.common, coded.tail, coded.error])
+    padding = ((0, PADDING), (0, 0))
+    return {
+        "item_nums": item_nums[order],
+        "codes": np.pad(coded.codes[order], padding),
+        "terms": np.pad(terms[:, order], padding[::-1]),
+        "coded": np.pad(coded.coded[order], padding[0]),
+        "norms": vector_norms(vectors, "items").astype(np.float32)[order],
+        "centroids": centroids,
+        "list_starts": np.concatenate(([0], np.cumsum(np.bincount(list_of, minlength=count)))).astype(
+            np.int64
+        ),
+        "rotation": rotation.matrix,
+        "rotation_facts": np.array([rotation.defect, rotation.n_head]),
+    }
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    entries, offset = {}, 0
+    for name, array in arrays.items():
+        entries[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": offset}
+        offset += -(-array.nbytes // ALIGN) * ALIGN
+    head = json.dumps({"format": MAGIC, "arrays": entries}).encode()
+    head += b" " * (-(len(head) + 1) % ALIGN) + b"\n"
+    with path.open("wb") as stream:
+        stream.write(head)
+        for array in arrays.values():
+            stream.write(np.ascontiguousarray(array).data)
+            stream.write(b"\0" * (-array.nbytes % ALIGN))
+
+
+def open_shard(path: Path, sha256: str) -> BulkShard:
+    """Open a shard memory-mapped, after checking that the file has the sha256 of its manifest.
+
+    StorageError if it cannot be read; ContractError if its bytes are not those committed or no bulk shard.
+    """
+    check_sha256(path, sha256)
+    try:
+        with path.open("rb") as stream:
+            head = stream.readline()
+        facts = json.loads(head)
+        if facts["format"] != MAGIC:
+            raise ContractError(f"shard {path} is not a bulk shard; run build_index again")
+        arrays = {name: _mapped(path, len(head), entry) for name, entry in facts["arrays"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(f"shard {path} is not a bulk shard; run build_index again") from error
+    except OSError as error:
+        raise StorageError(f"shard {path} cannot be read: {error}") from error
+    defect, n_head = arrays.pop("rotation_facts")
+    rotation = Rotation(np.array(arrays.pop("rotation")), float(defect), int(n_head))
+    return BulkShard(rotation=rotation, **arrays)
+
+
+def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    shape = tuple(entry["shape"])
+    if 0 in shape:
+        return np.empty(shape, entry["dtype"])
+    # Copy-on-write: torch wants writable memory, and nothing here writes.
+    return np.memmap(path, entry["dtype"], "c", start + entry["offset"], shape)

@@ -1,0 +1,229 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nightjar.engines import bulk
+from nightjar.engines.bulk import compiled, products
+from nightjar.engines.bulk.codes import encode, fit_rotation, margins
+from nightjar.engines.bulk.search import _score
+from nightjar.engines.shards import Effort
+from nightjar.errors import ConfigError, ContractError, StorageError
+from nightjar.kernels.sweep import sweep_topk
+from nightjar.kernels.topk import F32, I64, Filters, index_recall, rescore, vector_norms
+from tests.unit.test_index import gaussian_world, same_bytes
+from tests.unit.topk_oracle import World, as_answer, brute_force, lists_of, whole_vectors, worlds
+
+INT8 = pytest.param(True, marks=pytest.mark.skipif(not products.has_int8(), reason="no VNNI on this machine"))
+
+
+@pytest.fixture(params=[INT8, False], ids=["int8", "fp32"])
+def by_int8(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways to propose: the int8 product where the machine has it, and the fp32 fallback everywhere."""
+    monkeypatch.setattr(products, "has_int8", lambda: request.param)
+    return bool(request.param)
+
+
+def shards_of(matrix: F32, part_of: I64, folder: Path) -> list[bulk.BulkShard]:
+    shards = []
+    for part in range(int(part_of.max()) + 1):
+        items = np.flatnonzero(part_of == part)
+        path = folder / f"part-{part}.bulk"
+        shards.append(bulk.open_shard(path, bulk.build_shard(matrix[items], items, path).sha256))
+    return shards
+
+
+def clustered_world(n_items: int = 9000, n_users: int = 80) -> tuple[F32, F32, Filters]:
+    """Enough items for lists, in clusters with a common direction, of lengths that differ a hundredfold."""
+    rng = np.random.default_rng(6)
+    centres = rng.standard_normal((30, 100)) + 0.5
+    matrix = centres[rng.integers(0, 30, n_items)] + 0.4 * rng.standard_normal((n_items, 100))
+    matrix *= 10 ** rng.uniform(-1, 1, (n_items, 1)) ** 3
+    matrix[4000:4200] = matrix[3]
+    queries = centres[rng.integers(0, 30, n_users)] + 0.3 * rng.standard_normal((n_users, 100))
+    seen = [set(rng.choice(n_items, rng.integers(0, 900), replace=False).tolist()) for _ in range(n_users)]
+    seen[1] = set(range(n_items - 20))
+    deny = [set(rng.choice(n_items, 5, replace=False).tolist()) for _ in range(n_users)]
+    filters = Filters(lists_of(seen), lists_of(deny), rng.random(n_items) < 0.8)
+    return matrix.astype(np.float32), queries.astype(np.float32), filters
+
+
+@pytest.mark.usefixtures("by_int8")
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(worlds(), st.integers(1, 30), st.sampled_from([1, 2, 5]))
+def test_the_threshold_join_is_a_full_sort(tmp_path: Path, world: World, k: int, n_shards: int) -> None:
+    part_of = np.append(world.rng.integers(0, n_shards, len(world.matrix) - 1), n_shards - 1)
+    shards = shards_of(world.matrix, part_of, tmp_path)
+    found = bulk.search_shards(shards, world.queries, k, world.matrix, world.filters)
+    assert as_answer(found) == world.answer(k)
+
+
+@pytest.mark.usefixtures("by_int8")
+def test_the_same_bytes_for_any_shards_threads_and_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for make in (clustered_world, gaussian_world):
+        matrix, queries, filters = make()
+        expected = sweep_topk(queries, matrix, 50, filters)
+        assert expected.n_found.min() < 50
+        rng = np.random.default_rng(0)
+        for n_shards in (1, 2, 5):
+            part_of = rng.integers(0, n_shards, len(matrix))
+            shards = shards_of(matrix, part_of, tmp_path / f"{make.__name__}{n_shards}")
+            for threads, users, rows, columns in ((1, 8192, 512, 1024), (2, 33, 7, 64), (2, 8192, 64, 4096)):
+                monkeypatch.setattr("nightjar.engines.bulk.search.USER_BLOCK", users)
+                monkeypatch.setattr("nightjar.engines.bulk.search.ROWS", rows)
+                monkeypatch.setattr("nightjar.engines.bulk.search.COLUMNS", columns)
+                found = bulk.search_shards(shards, queries, 50, matrix, filters, Effort(threads=threads))
+                assert same_bytes(found, expected), (n_shards, threads, users)
+
+
+@pytest.mark.usefixtures("by_int8")
+def test_lists_are_used_and_their_floor_changes_nothing(tmp_path: Path) -> None:
+    matrix, queries, _ = clustered_world()
+    [shard] = shards_of(matrix, np.zeros(len(matrix), np.int64), tmp_path)
+    assert len(shard.centroids) > 100 and shard.list_starts[-1] == len(matrix)
+    assert same_bytes(
+        bulk.search_shards([shard], queries, 10, matrix), sweep_topk(queries, matrix, 10, Filters())
+    )
+
+
+def test_the_upper_bound_holds_and_is_tight(tmp_path: Path) -> None:
+    matrix, queries, _ = clustered_world(2000)
+    scores = queries.astype(np.float64) @ matrix.T.astype(np.float64)
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(matrix, axis=1)
+    rotation = fit_rotation(matrix, 0)
+    items, users = encode(matrix, rotation, precise=True), encode(queries, rotation, precise=False)
+    dots = users.codes.astype(np.int64) @ items.codes.T.astype(np.int64)
+    bound = dots * np.outer(users.scale, items.scale.astype(np.float64)) + np.outer(
+        users.common, items.common
+    )
+    bound += np.outer(users.head, items.error) + np.outer(users.error, items.coded)
+    bound += np.outer(users.tail, items.tail)
+    slack = (
+        bound + margins(vector_norms(queries, "q"), rotation)[:, None] * vector_norms(matrix, "x") - scores
+    )
+    assert slack.min() >= 0
+    assert np.median(slack / lengths) < 0.1
+
+
+@pytest.mark.parametrize("n_dims", [1, 2, 5, 63, 64, 65, 100, 384, 1000])
+def test_compiled_scores_have_the_bits_of_the_definition(n_dims: int) -> None:
+    rng = np.random.default_rng(n_dims)
+    queries = rng.standard_normal((9, n_dims)).astype(np.float32)
+    matrix = rng.standard_normal((50, n_dims)).astype(np.float32)
+    items = rng.integers(-1, 50, (9, 30))
+    expected = rescore(queries, matrix, items)
+    assert _score(queries, matrix, items).tobytes() == expected.tobytes()
+    assert _score(queries, np.asfortranarray(matrix), items).tobytes() == expected.tobytes()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60))
+def test_best_first_selects(seed: int, n: int, k: int) -> None:
+    scores = np.random.default_rng(seed).integers(0, 9, n).astype(np.float32)
+    k, items = min(k, n), np.arange(n)
+    ordered = np.sort(scores)[::-1]
+    mixed, moved = scores.copy(), items.copy()
+    assert compiled.best_first(mixed, moved, n, k) == ordered[k - 1]
+    assert np.array_equal(np.sort(mixed[:k])[::-1], ordered[:k])
+    assert np.array_equal(scores[moved], mixed) and sorted(moved) == sorted(items)
+
+
+def test_the_int8_product_is_exact_where_it_is_used() -> None:
+    if not products.has_int8():
+        pytest.skip("no VNNI on this machine")
+    rng = np.random.default_rng(1)
+    for shape in ((64, 64, 64), (512, 1024, 256), (64, 192, 384)):
+        a = rng.integers(-127, 128, shape[::2], dtype=np.int8)
+        b = rng.integers(-127, 128, shape[1:], dtype=np.int8)
+        out = products.torch.empty(shape[:2], dtype=products.torch.int32)
+        products.torch._int_mm(products.torch.from_numpy(a), products.torch.from_numpy(b).T, out=out)
+        assert np.array_equal(out.numpy(), a.astype(np.int64) @ b.T.astype(np.int64))
+
+
+@pytest.mark.usefixtures("by_int8")
+def test_groups_of_users_may_get_different_items(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    matrix, queries = whole_vectors(rng, 90, 9), whole_vectors(rng, 8, 9)
+    eligible, group = rng.random((3, 90)) < 0.4, rng.integers(0, 3, 8)
+    shards = shards_of(matrix, np.arange(90) % 2, tmp_path)
+    found = as_answer(
+        bulk.search_shards(shards, queries, 12, matrix, Filters(eligible=eligible, group=group))
+    )
+    for user in range(8):
+        mine = set(np.flatnonzero(eligible[group[user]]).tolist())
+        assert found[user] == brute_force(queries[user : user + 1], matrix, 12, [set()], mine)[0]
+
+
+@pytest.mark.usefixtures("by_int8")
+def test_approximate_search_returns_k_and_finds_more_with_more_lists(tmp_path: Path) -> None:
+    matrix, queries, filters = clustered_world()
+    exact = sweep_topk(queries, matrix, 50, filters)
+    shards = shards_of(matrix, np.zeros(len(matrix), np.int64), tmp_path)
+    recalls = []
+    for share in (0.02, 0.3, 1.0):
+        found = bulk.search_shards(shards, queries, 50, matrix, filters, Effort(probe_share=share))
+        assert (found.n_found == exact.n_found).all()
+        assert filters.allowed(found.item_nums)[found.item_nums >= 0].all()
+        as_answer(found)
+        recalls.append(index_recall(found, exact).mean())
+    assert recalls[0] < recalls[1] < recalls[2] + 1e-9 and recalls[2] > 0.999
+
+
+@pytest.mark.usefixtures("by_int8")
+def test_the_vectors_may_be_a_read_only_map(tmp_path: Path) -> None:
+    matrix, queries, filters = clustered_world()
+    matrix.tofile(tmp_path / "matrix")
+    mapped = np.memmap(tmp_path / "matrix", np.float32, "r", shape=matrix.shape)
+    shards = shards_of(matrix, np.zeros(len(matrix), np.int64), tmp_path)
+    found = bulk.search_shards(shards, queries, 20, mapped, filters)
+    assert same_bytes(found, sweep_topk(queries, matrix, 20, filters))
+
+
+def test_edges(tmp_path: Path) -> None:
+    matrix = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    facts = bulk.build_shard(matrix[:0], np.empty(0, np.int64), tmp_path / "empty")
+    empty = bulk.open_shard(tmp_path / "empty", facts.sha256)
+    shards = [empty, *shards_of(matrix, np.zeros(9, dtype=np.int64), tmp_path)]
+    assert bulk.search_shards(shards, matrix[:3].copy(), 20, matrix).n_found.tolist() == [9, 9, 9]
+    assert bulk.search_shards([empty], matrix[:3].copy(), 20, matrix).n_found.tolist() == [0, 0, 0]
+    assert bulk.search_shards(shards, matrix[:0].copy(), 20, matrix).item_nums.shape == (0, 20)
+    same = np.tile(np.float32([0.3, -0.1, 0.7]), (3000, 1))
+    repeated = shards_of(same, np.arange(3000) % 3, tmp_path / "same")
+    assert bulk.search_shards(repeated, same[:2].copy(), 5, same).item_nums.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_a_shard_file_is_the_same_for_the_same_input_and_checked(tmp_path: Path) -> None:
+    matrix, queries, _ = clustered_world()
+    facts = [bulk.build_shard(matrix, np.arange(9000), tmp_path / f"{n}", seed=3) for n in range(2)]
+    assert facts[0] == facts[1] and facts[0].bytes == (tmp_path / "0").stat().st_size
+    content = bytearray((tmp_path / "0").read_bytes())
+    content[-70] ^= 1
+    (tmp_path / "0").write_bytes(content)
+    with pytest.raises(ContractError, match="as committed"):
+        bulk.open_shard(tmp_path / "0", facts[0].sha256)
+    with pytest.raises(StorageError, match="cannot be read"):
+        bulk.open_shard(tmp_path / "none", facts[0].sha256)
+    with pytest.raises(ConfigError, match="'exact'"):
+        bulk.build_shard(matrix, np.arange(9000), tmp_path / "x", "Flat")
+    shard = bulk.open_shard(tmp_path / "1", facts[1].sha256)
+    with pytest.raises(ContractError, match="other item vectors"):
+        bulk.search_shards([shard], queries, 5, 2 * matrix)
+    with pytest.raises(ContractError, match="same item"):
+        bulk.search_shards([shard, shard], queries, 5, matrix)
+    with pytest.raises(ContractError, match="does not belong"):
+        bulk.search_shards([shard], queries, 5, matrix[:100])
+    broken = queries.copy()
+    broken[7] = np.nan
+    with pytest.raises(ContractError, match="queries: row 7 is NaN"):
+        bulk.search_shards([shard], broken, 5, matrix)
+
+
+def test_a_file_that_is_no_bulk_shard_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"junk\n", b'{"format": "other", "arrays": {}}\n'):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(ContractError, match="not a bulk shard"):
+            bulk.open_shard(tmp_path / "x", hashlib.sha256(content).hexdigest())
