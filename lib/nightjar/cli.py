@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nightjar import __version__, inspect
+from nightjar.config import NightConfig
 from nightjar.doctor import doctor
 from nightjar.job import add_night_options, config_of, guarded
 from nightjar.night import function_of, logical_date, run_declared, run_night
@@ -118,7 +119,12 @@ def _backtest(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     config = config_of(options)
-    print(inspect.show_user(Store(config.root), options.user, options.ds))
+    print(inspect.show_user(Store(config.root), options.user, _date(options.ds, config)))
+
+
+def _date(text: str | None, config: NightConfig) -> str | None:
+    """A date given on the command line, checked; None where none is given: the live list, every date."""
+    return None if text is None else str(logical_date(text, config))
 
 
 def _summary(options: argparse.Namespace) -> None:
@@ -131,12 +137,14 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _rollback(options: argparse.Namespace) -> None:
-    live = roll_back(Store(config_of(options).root), options.to)
+    config = config_of(options)
+    live = roll_back(Store(config.root), _date(options.to, config))
     print(f"live: {live.ds} ({live.fingerprint})")
 
 
 def _verify(options: argparse.Namespace) -> int:
-    faults, checked = inspect.verify(Store(config_of(options).root), options.ds)
+    config = config_of(options)
+    faults, checked = inspect.verify(Store(config.root), _date(options.ds, config))
     for fault in faults:
         print(fault)
     print(f"{checked} files checked, {len(faults)} faults")

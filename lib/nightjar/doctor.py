@@ -84,12 +84,15 @@ def _java() -> Finding:
         return Finding(
             "Java", "not found", "install a Java 17 runtime (Debian: apt-get install openjdk-17-jre-headless)"
         )
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    try:
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60).stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(error)
     match = re.search(r'version "(\d+)', said)
     major = int(match.group(1)) if match else 0
     return Finding(
         "Java",
-        f"{major} ({java})",
+        f"{major} ({java})" if match else f"{java} does not run ({' '.join(said.split())[:200]})",
         "" if major >= 17 else "Spark 4 needs Java 17 or 21; set JAVA_HOME to one",
     )
 

@@ -57,6 +57,7 @@ def guarded(action: Callable[[], int | None]) -> NoReturn:
     """Runs an action and exits: an error raised on purpose is one sentence on stderr, never a traceback."""
     try:
         code = action() or 0
+        sys.stdout.flush()  # a reader that closed the pipe shows itself here, not at exit
     except NightjarError as error:
         print(f"nightjar: {error}", file=sys.stderr)
         code = EXIT_REFUSED
