@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-from pyspark import TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -29,9 +28,12 @@ from nightjar.errors import NightjarError, StageError
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import Table
 
+PART = "_part"
 ENTRIES = "name string, bytes long, sha256 string, rows long, part int"
 
 Rows = Iterator[pa.RecordBatch]
+PartWriter = Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]
+"""What runs in a Spark task by mapInArrow."""
 
 
 def session(config: NightConfig) -> SparkSession:
@@ -63,7 +65,8 @@ def _local(builder: Any, config: NightConfig) -> Any:
     """A session on this machine: bound to the loopback address, with quiet logs and no open web page."""
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = builder.master(config.spark.master).config("spark.driver.memory", config.spark.driver_memory)
-    with importlib.resources.as_file(importlib.resources.files("nightjar.engines") / "log4j2.properties") as logs:
+    own_logs = importlib.resources.files("nightjar.engines") / "log4j2.properties"
+    with importlib.resources.as_file(own_logs) as logs:
         quiet = {
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
@@ -106,8 +109,11 @@ def write(frame: DataFrame, attempt: Attempt, n_parts: int, by: Sequence[str]) -
     The layout is fixed by the arguments, so equal rows give equal bytes whatever the cluster, the shuffle
     partitions or the retries. Rows of one user thus share a part number across all tables of users.
     """
-    placed = frame.repartition(n_parts, F.col(by[0])).sortWithinPartitions(*by)
-    return write_placed(placed, attempt, n_parts)
+    # The part is a column, not the partition's number: where the rows already lie by this key in n_parts
+    # partitions, Spark drops the repartition, and adaptive execution then merges what is left.
+    bucket = F.pmod(F.hash(by[0]), F.lit(n_parts))
+    placed = frame.withColumn(PART, bucket).repartition(n_parts, F.col(by[0]))
+    return write_placed(placed.sortWithinPartitions(PART, *by), attempt, n_parts, PART)
 
 
 def write_ranges(
@@ -118,31 +124,13 @@ def write_ranges(
     return write_placed(placed, attempt, n_parts, part)
 
 
-def write_placed(
-    frame: DataFrame, attempt: Attempt, n_parts: int, part: str | None = None
-) -> tuple[FileEntry, ...]:
-    """Writes each partition of a DataFrame as the part of its number, or by a column that names the part."""
-    task: PartWriter = _ByColumn(attempt, part) if part else _ByPartition(attempt)
-    return _collect(frame.mapInArrow(task, ENTRIES), attempt, n_parts)
-
-
-PartWriter = Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]]
-
-
-class _ByPartition:
-    """One partition, one part. A class rather than a closure: it pickles by name and stays small."""
-
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Rows:
-        context = TaskContext.get()
-        number = context.partitionId() if context else 0
-        yield _entry_batch([self.attempt.write_part(number, batches)])
+def write_placed(frame: DataFrame, attempt: Attempt, n_parts: int, part: str) -> tuple[FileEntry, ...]:
+    """Writes rows that are sorted by the column `part` in each partition: every run of it is that part."""
+    return _collect(frame.mapInArrow(_ByColumn(attempt, part), ENTRIES), attempt, n_parts)
 
 
 class _ByColumn:
-    """Rows sorted by a part column: each run of equal values becomes that part."""
+    """Each run of equal part numbers becomes that part. A class, not a closure: it pickles by name."""
 
     def __init__(self, attempt: Attempt, column: str) -> None:
         self.attempt, self.column = attempt, column
