@@ -1,8 +1,8 @@
 """The two compiled loops of the bulk engine, and the vector instructions they stand on.
 
 Numba alone compiles the comparison of a score tile to 1 G elements/s a core; with the vector operations
-written out (llvmlite, below) it is 17 G/s, and re-scoring a pair of 384 dimensions takes 28 ns instead of 250.
-LLVM lowers the 16-lane operations to whatever the processor has, so this is no AVX-512 code. Everything that
+written out (llvmlite, below) it is 17 G/s, and re-scoring a pair of 384 dimensions takes 28 ns, not 250. LLVM
+lowers the 16-lane operations to whatever the processor has, so this is no AVX-512 code. Everything that
 numba caches is in this one file, because its cache notices a change of this file only.
 
 Tiles are (rows, width) row-major, flat: a row per user, a column per item, columns beyond n_columns stale.

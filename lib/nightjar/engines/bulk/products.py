@@ -35,8 +35,8 @@ class Products(Protocol):
 def has_int8() -> bool:
     """Whether `torch._int_mm` is fast and right here: VNNI is present and a product of extremes is exact.
 
-    Without VNNI it is a slow reference loop, and releases up to 2.5 could overflow (pytorch #136746), so it is
-    held against NumPy once per process. It is a private operation; its absence means fp32.
+    Without VNNI it is a slow reference loop, and releases up to 2.5 could overflow (pytorch #136746), so it
+    is held against NumPy once per process. It is a private operation; its absence means fp32.
     """
     supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
     if not supported or not hasattr(torch, "_int_mm"):

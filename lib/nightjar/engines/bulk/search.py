@@ -3,11 +3,11 @@
 For a block of users:
 1. probe: the items of each user's nearest lists, by estimated score; the best k of them, re-scored, give a
    floor, a score that k allowed items are known to reach;
-2. sweep: all items in tiles; a pair whose upper bound (`codes`) reaches the larger of the floor and the running
-   k-th score is re-scored in the fixed order and enters the user's heap.
+2. sweep: all items in tiles; a pair whose upper bound (`codes`) reaches the larger of the floor and the
+   running k-th score is re-scored in the fixed order and enters the user's heap.
 An item left out has an upper bound below the k-th score, so the result is the exact one, and since a score
-depends on its pair alone, it has the same bytes for any shards, blocks, tiles and threads. The approximate mode
-stops after a longer probe.
+depends on its pair alone, it has the same bytes for any shards, blocks, tiles and threads. The approximate
+mode stops after a longer probe.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -89,8 +89,8 @@ def _check_shards(shards: list[BulkShard], matrix: F32) -> None:
         top = int(shard.item_nums.max())
         if shard.centroids.shape[1] != matrix.shape[1] or top >= len(matrix):
             raise ContractError(
-                f"a shard of dimension {shard.centroids.shape[1]} with items up to {top} does not belong to item "
-                f"vectors of shape {matrix.shape}"
+                f"a shard of dimension {shard.centroids.shape[1]} with items up to {top} does not belong to "
+                f"item vectors of shape {matrix.shape}"
             )
         rows = np.array([0, len(shard.item_nums) // 2, len(shard.item_nums) - 1])
         expected = vector_norms(np.asarray(matrix[shard.item_nums[rows]]), "items")
@@ -194,7 +194,7 @@ class _Kept:
 
 
 def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
-    """The n_kept best allowed items of the nearest lists by estimated score, (q, n_kept) int64, -1 where none.
+    """The n_kept best allowed items of the nearest lists by estimate, (q, n_kept) int64, -1 where none.
 
     List by list: all users that probe a list meet it in one product.
     """

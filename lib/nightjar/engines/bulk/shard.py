@@ -29,8 +29,8 @@ PADDING = 64  # rows beyond the last item, so that a group of 64 may be read fro
 class BulkShard:
     """One open shard: per item of (n,) its number, code and bound terms, in list order.
 
-    codes (n + 64, n_head) int8; terms (4, n + 64) float32: scale, common, tail, error; coded and norms (n + 64,)
-    and (n,) float32; centroids (n_lists, d) float32; list_starts (n_lists + 1,) int64.
+    codes (n + 64, n_head) int8; terms (4, n + 64) float32: scale, common, tail, error; coded (n + 64,) and
+    norms (n,) float32; centroids (n_lists, d) float32; list_starts (n_lists + 1,) int64.
     """
 
     item_nums: I64
