@@ -112,14 +112,13 @@ def config(root: Path | str, **sections: Any) -> NightConfig:
     return NightConfig.model_validate(base)
 
 
-def commit(
-    store: Store, table: Table, ds: date, parts: Sequence[pa.Table], fingerprint: str = "planted"
-) -> None:
+def commit(store: Store, table: Table, ds: date, parts: Sequence[pa.Table], dim: int | None = None) -> None:
     """Commits rows as they are, as a stage of an earlier run would have."""
-    attempt = Dataset(store, table, str(ds)).attempt(fingerprint)
+    fingerprint = "planted"
+    attempt = Dataset(store, table, str(ds)).attempt(fingerprint, dim)
     files = tuple(attempt.write_part(number, [rows]) for number, rows in enumerate(parts))
     rows = sum(entry.rows for entry in files)
-    metrics = {"raw": rows, "quarantined": {}} if table is EVENTS else {}
+    metrics = {"raw": rows, "quarantine": {}} if table is EVENTS else {}
     attempt.commit(Manifest(table.name, str(ds), "planted", fingerprint, files, rows, (), metrics=metrics))
 
 

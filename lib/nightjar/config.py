@@ -237,8 +237,7 @@ class BuildItems(Section):
     unknown_items: Literal["drop", "keep"] = Field(
         "drop", description="items in the log but not in the catalogue: drop (counted) or keep by id alone"
     )
-    rows_per_part: Positive = Field(
-        20_000, description="items in one part: the unit of encoding and resuming"
+    rows_per_part: Positive = Field(5_000, description="items in one part: the unit of encoding and resuming"
     )
     resources: Resources = resources()
 

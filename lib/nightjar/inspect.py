@@ -120,7 +120,8 @@ def summary(store: Store, ds: str) -> str:
 def _flat(metrics: Any, prefix: str = "") -> Iterator[str]:
     for name, value in metrics.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            # By scene, by source, of the encoder: those stand in the manifest.
+            yield from _flat(value, f"{name} ") if name == "quarantine" else ()
         elif isinstance(value, float):
             yield f"{prefix}{name} {value:.4f}"
         elif isinstance(value, int):

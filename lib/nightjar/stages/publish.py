@@ -125,7 +125,7 @@ def _before(night: Night) -> Committed | None:
 
 def _quarantine_share(events: Committed) -> float:
     counts = events.manifest.metrics
-    rejected = sum(amount for reason, amount in counts.get("quarantined", {}).items() if reason != "future")
+    rejected = sum(amount for reason, amount in counts.get("quarantine", {}).items() if reason != "future")
     return float(rejected / max(counts.get("raw", 0), 1))
 
 
