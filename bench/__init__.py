@@ -1,0 +1,1 @@
+"""Benchmarks against peers and the machine's own limit; commands, off by default."""
