@@ -8,42 +8,23 @@ mapping names are read.
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from nightjar.config import Files, ItemSource
-from nightjar.errors import ConfigError, InputError
+from nightjar.config import Files
+from nightjar.engines.raw_layout import Layout, brief, layouts, require_keys
+from nightjar.errors import ConfigError
 from nightjar.sources import RawFile
-from nightjar.store import locate
 
 ROW, SOURCE, UNREADABLE = "_row", "_source", "_unreadable"
 _CORRUPT = "_corrupt"
-HEAD_BYTES = 1 << 20
-"""How much of a text file the driver looks at to learn its columns."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Files with the same columns. n_rows: known from Parquet footers, None for text."""
-
-    columns: tuple[str, ...]
-    files: tuple[RawFile, ...]
-    n_rows: int | None = None
-    nanos: frozenset[str] = frozenset()
-    header: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,8 +83,8 @@ class RawTable:
             try:
                 _ = frame.select(F.expr(sql)).schema
             except PySparkException as own:
-                return ConfigError(f"{self.where}: the SQL of {name} ({sql}) is refused: {_brief(own)}")
-        return ConfigError(f"{self.where}: the mapping is refused: {_brief(error)}")
+                return ConfigError(f"{self.where}: the SQL of {name} ({sql}) is refused: {brief(own)}")
+        return ConfigError(f"{self.where}: the mapping is refused: {brief(error)}")
 
     def _parquet(self, layout: Layout, wanted: Mapping[str, str]) -> DataFrame:
         # Without it Spark refuses the nanosecond timestamps that pandas writes.
@@ -112,7 +93,8 @@ class RawTable:
         used = _named_in(wanted.values())
         types = {field.name: field.dataType.simpleString() for field in frame.schema}
         kept = [name for name in layout.columns if name.lower() in used]
-        texts = [_as_text(name, types[name], name in layout.nanos).alias(name) for name in kept]
+        zones = dict(layout.nanos)
+        texts = [_as_text(name, types[name], zones.get(name)).alias(name) for name in kept]
         frame = frame.select(*texts, SOURCE, F.lit(False).alias(UNREADABLE))
         return frame.withColumn(ROW, F.struct(*map(quoted, kept)))
 
@@ -121,7 +103,7 @@ class RawTable:
         lines = self._lines(layout)
         if self.files.format == "csv":
             options = {**_PERMISSIVE, "sep": self.files.delimiter, "quote": self.files.quote}
-            schema = _text_schema(layout.columns)
+            schema = _text_schema(_distinct(layout.columns))
             # RFC 4180: a quote inside quotes is doubled. A backslash is a letter like any other.
             parse = F.from_csv(ROW, schema, {**options, "escape": self.files.quote})
             torn = F.lit(False)
@@ -144,10 +126,11 @@ class RawTable:
         return frame.filter(F.col(ROW) != layout.header) if layout.header else frame
 
     def _multiline(self, layout: Layout) -> DataFrame:
-        reader = self.spark.read.schema(_text_schema(layout.columns)).options(**_PERMISSIVE)
+        names = _distinct(layout.columns)
+        reader = self.spark.read.schema(_text_schema(names)).options(**_PERMISSIVE)
         reader = reader.options(sep=self.files.delimiter, quote=self.files.quote, escape=self.files.quote)
         frame = reader.options(header=True, multiLine=True).csv(_escaped(layout.files))
-        row = F.struct(*map(quoted, (*layout.columns, _CORRUPT)))
+        row = F.struct(*map(quoted, (*names, _CORRUPT)))
         marked = frame.select("*", row.alias(ROW), _source(layout.files))
         return marked.withColumn(UNREADABLE, F.col(_CORRUPT).isNotNull()).drop(_CORRUPT)
 
@@ -155,17 +138,15 @@ class RawTable:
 _PERMISSIVE = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT}
 
 
-def open_raw(spark: SparkSession, files: Files, found: Sequence[RawFile], where: str) -> RawTable:
-    """Learns the columns of raw files from footers and first lines; empty files have no rows.
+def open_raw(
+    spark: SparkSession, files: Files, found: Sequence[RawFile], where: str, needed: Iterable[str] = ()
+) -> RawTable:
+    """Learns the columns of raw files; `needed` are our names whose keys JSON lines must have somewhere.
 
     Raises InputError for a file that cannot be opened or lacks a column that the mapping names.
     """
-    learn = {"parquet": _parquet_layout, "csv": _csv_layout, "jsonl": _json_layout}[files.format]
-    with ThreadPoolExecutor(16) as pool:
-        single = list(pool.map(lambda raw: learn(files, raw, where), [raw for raw in found if raw.bytes]))
-    for layout in single:
-        _require(files, layout, where)
-    return RawTable(spark, files, _merged(single), where)
+    require_keys(files, found, where, needed)
+    return RawTable(spark, files, layouts(files, found, where), where)
 
 
 @contextmanager
@@ -204,63 +185,20 @@ def quoted(name: str) -> Column:
     return F.col(quoted_name(name))
 
 
-def _merged(single: Sequence[Layout]) -> tuple[Layout, ...]:
-    """Layouts with equal columns joined into one, in the order they came."""
-    by_shape: dict[Any, Layout] = {}
-    for layout in single:
-        shape = (layout.columns, layout.nanos, layout.header, layout.n_rows is None)
-        before = by_shape.get(shape)
-        by_shape[shape] = layout if before is None else _joined(before, layout)
-    return tuple(by_shape.values())
-
-
-def _joined(a: Layout, b: Layout) -> Layout:
-    n_rows = None if a.n_rows is None else a.n_rows + (b.n_rows or 0)
-    return replace(a, files=(*a.files, *b.files), n_rows=n_rows)
-
-
-def _require(files: Files, layout: Layout, where: str) -> None:
-    """Every column that the mapping names must be there; JSON lines may leave out what is null."""
-    if files.format == "jsonl":
-        return
-    fields = files.fields if isinstance(files, ItemSource) else {}
-    for name, column in {**fields, **files.columns}.items():
-        if layout.columns.count(column) != 1:
-            what = "has no column" if column not in layout.columns else "has more than one column"
-            raise InputError(
-                f"{where}: {layout.files[0].name} {what} {column!r} (mapped to {name}); it has "
-                f"{', '.join(map(repr, layout.columns))}; correct `columns` or the file"
-            )
-
-
-def _parquet_layout(files: Files, raw: RawFile, where: str) -> Layout:  # noqa: ARG001 - one shape for all formats
-    fs, path = locate(raw.path)
-    try:
-        with fs.open_input_file(path) as source:
-            footer = pq.ParquetFile(source)
-            schema, n_rows = footer.schema, footer.metadata.num_rows
-            columns = tuple(footer.schema_arrow.names)
-            leaves = [schema.column(at) for at in range(len(schema))]
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise InputError(
-            f"{where}: {raw.name} cannot be read as Parquet ({_brief(error)}); repair it or move it away"
-        ) from None
-    nanos = frozenset(leaf.path for leaf in leaves if "nanoseconds" in str(leaf.logical_type))
-    types = tuple(f"{leaf.path}:{leaf.physical_type}:{leaf.logical_type}" for leaf in leaves)
-    # The types tell layouts apart, since Spark reads all files of one read by one file's types.
-    return Layout(columns, (raw,), n_rows, nanos, header="\n".join(types))
-
-
-def _csv_layout(files: Files, raw: RawFile, where: str) -> Layout:
-    line = _head(raw, where).partition("\n")[0].rstrip("\r").removeprefix("\ufeff")
-    if not line.strip():
-        raise InputError(f"{where}: {raw.name} begins with a blank line where its header should be")
-    columns = next(csv.reader([line], delimiter=files.delimiter, quotechar=files.quote))
-    return Layout(_distinct(columns), (raw,), header=line)
-
-
-def _json_layout(files: Files, raw: RawFile, where: str) -> Layout:  # noqa: ARG001
-    return Layout((), (raw,))
+def _as_text(name: str, kind: str, nanos: str | None) -> Column:
+    """A Parquet column as text: instants say that they are UTC, whole floats lose their `.0`."""
+    column, sql = quoted(name), quoted_name(name)
+    if nanos is not None:
+        return F.concat(F.expr(f"cast(timestamp_micros({sql} div 1000) as string)"), F.lit(nanos))
+    if kind == "timestamp":
+        return F.concat(column.cast("string"), F.lit("Z"))
+    if kind in ("float", "double"):
+        # pandas makes integers with holes into doubles: 17850.0 is the id 17850. 1e15 keeps them exact.
+        whole = (column == F.rint(column)) & (F.abs(column) < 1e15)
+        return F.when(whole, column.cast("bigint").cast("string")).otherwise(column.cast("string"))
+    if kind.startswith(("struct", "array", "map")):
+        return F.to_json(column)
+    return column.cast("string")
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
@@ -272,58 +210,6 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
         seen.add(kept.lower())
         out.append(kept)
     return tuple(out)
-
-
-def require_keys(table: RawTable, found: Sequence[RawFile], needed: Iterable[str]) -> None:
-    """For JSON lines: InputError when a needed key stands in no line at the head of the first file.
-
-    A mistyped mapping would otherwise send every row to quarantine one by one.
-    """
-    if table.files.format != "jsonl" or not (filled := [raw for raw in found if raw.bytes]):
-        return
-    keys: set[str] = set()
-    for line in _head(filled[0], table.where).split("\n")[:1000]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        keys.update(row if isinstance(row, dict) else ())
-    for name in needed:
-        column = table.files.columns.get(name)
-        if keys and column is not None and column not in keys:
-            raise InputError(
-                f"{table.where}: {filled[0].name} has no key {column!r} (mapped to {name}); it has "
-                f"{', '.join(map(repr, sorted(keys)))}; correct `columns` or the file"
-            )
-
-
-def _head(raw: RawFile, where: str) -> str:
-    """The first HEAD_BYTES of a text file, decompressed by its suffix."""
-    fs, path = locate(raw.path)
-    try:
-        with fs.open_input_stream(path, compression="detect") as stream:
-            data: bytes = stream.read(HEAD_BYTES)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(
-            f"{where}: {raw.name} cannot be opened ({_brief(error)}); check its mode and owner"
-        ) from None
-    return data.decode("utf-8", errors="replace")
-
-
-def _as_text(name: str, kind: str, nanos: bool) -> Column:
-    """A Parquet column as text: instants say that they are UTC, whole floats lose their `.0`."""
-    column, sql = quoted(name), quoted_name(name)
-    if nanos:
-        return F.concat(F.expr(f"cast(timestamp_micros({sql} div 1000) as string)"), F.lit("Z"))
-    if kind == "timestamp":
-        return F.concat(column.cast("string"), F.lit("Z"))
-    if kind in ("float", "double"):
-        # pandas makes integers with holes into doubles: 17850.0 is the id 17850. 1e15 keeps them exact.
-        whole = (column == F.rint(column)) & (F.abs(column) < 1e15)
-        return F.when(whole, column.cast("bigint").cast("string")).otherwise(column.cast("string"))
-    if kind.startswith(("struct", "array", "map")):
-        return F.to_json(column)
-    return column.cast("string")
 
 
 def _text_schema(columns: Iterable[str]) -> str:
@@ -369,8 +255,3 @@ def _source(files: Sequence[RawFile]) -> Column:
 
 def _bare(path: str) -> str:
     return re.sub("^([A-Za-z0-9+.-]+:)?/+", "", path)
-
-
-def _brief(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

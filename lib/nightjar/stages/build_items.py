@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from nightjar.config import BuildItems, Files, Resources
 from nightjar.engines.outcome import Counts, write_several
-from nightjar.engines.raw import RawTable, lenient, mapping, open_raw, require_keys, unite
+from nightjar.engines.raw import RawTable, lenient, mapping, open_raw, unite
 from nightjar.engines.spark import read, session, spark_errors
 from nightjar.errors import ConfigError, ContractError, InputError
 from nightjar.kernels import text as kernel
@@ -106,9 +106,7 @@ def _judge(spark: SparkSession, night: Night, params: BuildItems) -> Judged:
 
 def _open(spark: SparkSession, night: Night, name: str, files: Files) -> RawTable:
     found = night.raw["items_raw"][name]
-    table = open_raw(spark, files, found, f"build_items {name}")
-    require_keys(table, found, ("item_id", "relation", "entity"))
-    return table
+    return open_raw(spark, files, found, f"build_items {name}", ("item_id", "relation", "entity"))
 
 
 def _together(frames: Sequence[DataFrame], table: RawTable, name: str) -> DataFrame:

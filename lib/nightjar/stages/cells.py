@@ -17,6 +17,7 @@ from nightjar.errors import ConfigError
 BAD_LETTERS = "[\\x00-\\x1F\\x7F\\uFFFD]"
 """Control characters; U+FFFD is what bytes that are no UTF-8 become."""
 
+_MAX_TIME_CHARS = 64
 _MAX_SECONDS = 253_402_300_799
 """The last second of year 9999: what lies beyond is no time but a unit mistaken."""
 
@@ -71,7 +72,9 @@ def instant(column: str, clock: Clock) -> Column:
         number = F.expr(f"try_cast({name} as double)")
         sound = F.abs(number) <= _MAX_SECONDS * per_second
         return F.when(sound, F.round(number * (1_000_000 // per_second)).cast("bigint"))
-    text = F.trim(F.col(column))
+    cell = F.trim(F.col(column))
+    # Nothing longer is a time, and a pattern searched in a megabyte of digits takes minutes.
+    text = F.when(F.length(cell) <= _MAX_TIME_CHARS, cell)
     if clock.format == "iso":
         # Spark also reads `10:00` (as today) and `2011`; a time without its date is none.
         looks = text.rlike(r"^\d{4}-\d{1,2}-\d{1,2}([T ]|$)")

@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 
 from nightjar.config import CleanEvents, Resources
 from nightjar.engines.outcome import Counts, write_several
-from nightjar.engines.raw import RawTable, lenient, mapping, open_raw, require_keys, unite
+from nightjar.engines.raw import RawTable, lenient, mapping, open_raw, unite
 from nightjar.engines.spark import read, session, spark_errors
 from nightjar.errors import ContractError
 from nightjar.stage import Metrics, Night
@@ -68,9 +68,7 @@ def _open(spark: SparkSession, night: Night, name: str, params: CleanEvents) -> 
     scene, where = params.scenes[name], f"scene {name}"
     found = night.raw["events_raw"][name]
     check_clock(spark, scene.time, where)
-    table = open_raw(spark, scene, found, where)
-    require_keys(table, found, NEEDED)
-    return table
+    return open_raw(spark, scene, found, where, NEEDED)
 
 
 def _judged(spark: SparkSession, night: Night, params: CleanEvents, tables: dict[str, RawTable]) -> DataFrame:
