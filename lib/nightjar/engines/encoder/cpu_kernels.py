@@ -70,7 +70,7 @@ _B6, _B8 = f32(-2.13374055e-4), f32(-1.45660719e-5)
 
 @_inlined  # type: ignore[untyped-decorator]
 def _gelu(x: Any) -> Any:
-    """x times the normal distribution function of x, erf as a rational function (Eigen's generic_fast_erf)."""
+    """x times the normal distribution function, erf as a rational function (Eigen's generic_fast_erf)."""
     z = min(max(x * _ROOT_HALF, -_ERF_LIMIT), _ERF_LIMIT)
     w = z * z
     a = ((((((_A13 * w + _A11) * w + _A9) * w + _A7) * w + _A5) * w + _A3) * w + _A1) * z
@@ -136,7 +136,7 @@ def dequantize(acc: Any, row_scale: Any, col_scale: Any, bias: Any, out: Any) ->
 def dequantize_add_norm_quantize(
     acc: Any, scales: Any, bias: Any, x: Any, norm: Any, q: Any, q_scale: Any
 ) -> None:
-    """One pass from an int32 product to the next int8 input: x = LayerNorm(product + bias + x), q ~ x / q_scale.
+    """From an int32 product to the next int8 input: x = LayerNorm(product + bias + x), q ~ x / q_scale.
 
     ``scales`` is (row_scale (T,), col_scale (C,)) and ``norm`` (gain (C,), shift (C,), eps).
     """
@@ -164,7 +164,7 @@ def dequantize_gelu_quantize(acc: Any, scales: Any, bias: Any, q: Any, q_scale: 
 
 @functools.cache
 def attention(head_dim: int) -> Any:
-    """Attention of short sequences for heads of ``head_dim`` values (a multiple of 8): (qkv, starts, lengths, out).
+    """Attention of short sequences, heads of ``head_dim`` values (8, 16 ...): (qkv, starts, lengths, out).
 
     qkv (T, 3 C) float32 holds queries, keys and values side by side; sequence i is the ``lengths[i]`` rows
     from ``starts[i]``; out (T, C). The head size is a constant of the machine code: with it as a variable the

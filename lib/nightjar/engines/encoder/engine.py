@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nightjar.engines.encoder.attention import to_device
 from nightjar.engines.encoder.backbone import load_model
 from nightjar.engines.encoder.model_dir import ModelLayout, model_fingerprint, read_layout
-from nightjar.engines.encoder.packing import PackedBatch, TokenRows, iter_batches
+from nightjar.engines.encoder.packing import PackedBatch, TokenRows
 from nightjar.engines.encoder.pooling import Head, Pooler, finish, load_head
+from nightjar.engines.encoder.runner import Runner, keep_freed_memory
 from nightjar.engines.encoder.selection import choose
 from nightjar.engines.encoder.spec import EncoderSpec, EncodeStats
 from nightjar.engines.encoder.tokens import Tokenizer
 from nightjar.errors import ConfigError, InputError
-
-log = logging.getLogger(__name__)
 
 # Texts sorted by token count together. 32,768 titles give batches whose lengths differ by a token or two;
 # their tokens take about 4 MB.
@@ -37,7 +37,6 @@ class Encoder:
         self.fingerprint = model_fingerprint(spec)
         self.last_stats = EncodeStats()
         self._device = torch.device(spec.device)
-        self._budget = spec.budget
         self._tokenizer = Tokenizer(layout, spec.threads)
         with torch.inference_mode():
             self._load()
@@ -54,7 +53,7 @@ class Encoder:
             "model": self.spec.model,
             "revision": self.layout.revision,
             "fingerprint": self.fingerprint,
-            "architecture": type(self._model).__name__,
+            "architecture": self._architecture,
             "pooling": "+".join(self.layout.pooling),
             "prompt": self.layout.prompt,
             "max_length": self.layout.max_length,
@@ -65,6 +64,7 @@ class Encoder:
             "path": self._choice.path,
             "packed": self._choice.backbone.packed,
             "passed_over": self._choice.passed_over,
+            "word_table_off": self._tokenizer.table_is_off_because,
         }
 
     def flops_per_token(self, length: float) -> float:
@@ -79,37 +79,58 @@ class Encoder:
 
         Raises:
             InputError: an entry is not a string.
+            StageError: a single text does not fit in memory.
         """
-        distinct, inverse = _distinct(texts)
-        vectors = np.zeros((len(distinct), self._dim), np.float32)
-        stats = [len(distinct), 0, 0, 0.0, 0.0, 0.0]
         started = time.perf_counter()
-        for at in range(0, len(distinct), WINDOW):
-            before = time.perf_counter()
-            rows = self._tokenizer(distinct[at : at + WINDOW])
-            stats[4] += time.perf_counter() - before
-            self._encode_window(rows, vectors[at : at + WINDOW])
+        distinct, inverse = _distinct(texts)
+        vectors = np.empty((len(distinct), self._dim), np.float32)
+        n_tokens, flops, tokenizing, n_batches = 0, 0.0, 0.0, self._runner.n_batches
+        for at, rows, seconds in self._tokenized(distinct):
+            with torch.inference_mode():
+                vectors[at : at + len(rows)] = self._runner(rows, self._dim)
             lengths = rows.lengths
-            stats[1] += int(lengths.sum())
-            stats[3] += self._flops(lengths)
+            n_tokens += int(lengths.sum())
+            flops += self._flops(lengths)
+            tokenizing += seconds
         self.last_stats = EncodeStats(
             n_texts=len(texts),
             n_distinct=len(distinct),
-            n_tokens=int(stats[1]),
-            flops=stats[3],
-            tokenize_seconds=stats[4],
-            forward_seconds=time.perf_counter() - started - stats[4],
+            n_tokens=n_tokens,
+            n_batches=self._runner.n_batches - n_batches,
+            flops=flops,
+            tokenize_seconds=tokenizing,
+            forward_seconds=max(
+                0.0, time.perf_counter() - started - (0.0 if self.spec.on_gpu else tokenizing)
+            ),
         )
         return vectors if len(distinct) == len(texts) else vectors[inverse]
 
-    def _encode_window(self, rows: TokenRows, out: NDArray[np.float32]) -> None:
-        with torch.inference_mode():
-            for batch in iter_batches(rows, self._budget, padded=not self._choice.backbone.packed):
-                out[batch.rows] = self._vectors(batch).cpu().numpy()
+    def _tokenized(self, texts: list[str]) -> Iterator[tuple[int, TokenRows, float]]:
+        """Windows of texts as (first text, rows, seconds of tokenising).
 
-    def _vectors(self, batch: PackedBatch) -> torch.Tensor:
+        Beside a GPU the next window is tokenised while this one runs; a CPU actor has one core for both.
+        """
+
+        def tokenize(at: int) -> tuple[int, TokenRows, float]:
+            before = time.perf_counter()
+            rows = self._tokenizer(texts[at : at + WINDOW])
+            return at, rows, time.perf_counter() - before
+
+        starts = range(0, len(texts), WINDOW)
+        if not self.spec.on_gpu:
+            yield from map(tokenize, starts)
+            return
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            following: Future[tuple[int, TokenRows, float]] | None = None
+            for at in starts:
+                window = following.result() if following else tokenize(at)
+                more = at + WINDOW < len(texts)
+                following = ahead.submit(tokenize, at + WINDOW) if more else None
+                yield window
+
+    def _forward(self, batch: PackedBatch) -> torch.Tensor:
         hidden = self._choice.backbone(batch)
-        lengths = torch.from_numpy(batch.lengths).to(hidden.device)
+        lengths = to_device(torch.from_numpy(batch.lengths), self._device)
         vectors = self._head(self._pool(hidden, lengths))
         return finish(vectors, self.layout.dims, normalize=self.spec.normalize)
 
@@ -117,27 +138,31 @@ class Encoder:
         spec, layout = self.spec, self.layout
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
-        self._model = load_model(layout, spec.precision, self._device)
-        self._measure_model()
+            keep_freed_memory()
+        model = load_model(layout, spec.precision, self._device)
+        self._architecture = type(model).__name__
+        self._measure(model)
         pad_id = self._tokenizer.hf.pad_token_id or 0
-        self._choice = choose(self._model, layout.max_length, pad_id, spec.precision)
+        self._choice = choose(model, layout.max_length, pad_id, spec.precision)
         n_prompt = 0 if layout.include_prompt else self._tokenizer.n_prompt_tokens
         self._pool = Pooler(layout.pooling, n_prompt)
         self._head: Head = load_head(layout, self._device)
-        full = len(self._vectors(PackedBatch(np.array([5], np.int32), np.array([1]), np.array([0])))[0])
-        self._dim = full
+        padded = not self._choice.backbone.packed
+        self._runner = Runner(self._forward, spec.budget, self._device, padded=padded)
+        one = PackedBatch(np.array([5], np.int32), np.array([1]), np.array([0]))
+        full = self._dim = int(self._forward(one).shape[1])
         if layout.dims is not None and full < layout.dims:
             raise ConfigError(f"encoder dims {layout.dims} is more than the {full} values of {spec.model}")
 
-    def _measure_model(self) -> None:
-        config: Any = self._model.config
+    def _measure(self, model: Any) -> None:
+        config: Any = model.config
         config = config.get_text_config()
-        linear = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear)]
+        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         self._n_weights = sum(m.weight.numel() for m in linear)
         self._n_layers = int(config.num_hidden_layers)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._attention_width = int(head_dim * config.num_attention_heads)
-        self._causal = any(getattr(m, "is_causal", False) for m in self._model.modules())
+        self._causal = any(getattr(m, "is_causal", False) for m in model.modules())
 
     def _flops(self, lengths: NDArray[np.int64]) -> float:
         per_weight, per_length = self.flops_per_token(0), self.flops_per_token(1) - self.flops_per_token(0)

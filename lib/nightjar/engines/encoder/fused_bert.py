@@ -81,7 +81,7 @@ class Plan:
 
 
 class Workspace:
-    """Buffers kept from batch to batch: a fresh 12 MB product costs 3,000 page faults, twice the product itself."""
+    """Buffers kept from batch to batch: a fresh 12 MB product costs 3,000 page faults."""
 
     def __init__(self) -> None:
         """Start with no buffer."""

@@ -18,7 +18,7 @@ _PACK_ROWS = 2048
 
 
 def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this torch and CPU run packed oneDNN products in ``dtype`` rightly; a wrong or missing op says no."""
+    """Whether this torch and CPU run packed oneDNN products in ``dtype``, and rightly."""
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if not torch.backends.mkldnn.is_available():
@@ -33,7 +33,7 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
 
 
 def int8_works() -> bool:
-    """Whether ``torch._int_mm`` gives exact sums here, at full range: without VNNI pairs saturate at 16 bits."""
+    """Whether ``torch._int_mm`` gives exact sums at full range: without VNNI pairs saturate at 16 bits."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randint(-127, 128, (64, 384), generator=generator, dtype=torch.int8)
     b = torch.randint(-127, 128, (48, 384), generator=generator, dtype=torch.int8)
@@ -125,7 +125,7 @@ class SwappedLinears:
     """The nn.Linear layers of a model replaced by faster ones, which can be put back."""
 
     def __init__(self, model: nn.Module, kind: Any) -> None:
-        """Replace every layer of type nn.Linear exactly (subclasses mean something else) by ``kind(layer)``."""
+        """Replace every layer of type nn.Linear exactly (a subclass means more) by ``kind(layer)``."""
         self._replaced: list[tuple[nn.Module, str, nn.Linear]] = []
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):

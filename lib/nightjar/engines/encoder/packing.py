@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,31 +81,37 @@ class PackedBatch:
         )
 
 
-def plan_batches(lengths: Int, budget: int, *, padded: bool) -> list[Int]:
-    """Row numbers of each batch, longest rows first; rows of no token are in none.
+class BatchQueue:
+    """Rows of tokenised texts handed out in batches of a token budget that may change between two batches.
 
-    A batch holds at most ``budget`` tokens, counted with their padding when ``padded``; a row longer than the
-    budget stands alone. Equal lengths keep their order, so the plan depends on the lengths only.
+    Longest rows first, so that what does not fit in memory shows at once; rows of equal length keep their
+    order; rows without a token are in no batch. ``padded`` counts a batch as its longest row times its rows.
+    A row longer than the budget stands alone.
     """
-    order = np.argsort(-lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    batches, at = [], 0
-    sorted_lengths = lengths[order]
-    totals = np.cumsum(sorted_lengths)
-    while at < len(order):
-        if padded:
-            n = max(1, budget // int(sorted_lengths[at]))
+
+    def __init__(self, rows: TokenRows, *, padded: bool) -> None:
+        """Sort the rows by length."""
+        lengths = rows.lengths
+        order = np.argsort(-lengths, kind="stable")
+        self._order = order[lengths[order] > 0]
+        self._rows = rows
+        self._padded = padded
+        self._lengths = lengths[self._order]
+        self._totals = np.concatenate([[0], np.cumsum(self._lengths)])
+        self._at = 0
+
+    def __bool__(self) -> bool:
+        return self._at < len(self._order)
+
+    def take(self, budget: int) -> PackedBatch:
+        """The next batch of at most ``budget`` tokens."""
+        at = self._at
+        if self._padded:
+            end = at + max(1, budget // int(self._lengths[at]))
         else:
-            before = totals[at - 1] if at else 0
-            n = max(1, int(np.searchsorted(totals, before + budget, side="right")) - at)
-        batches.append(order[at : at + n])
-        at += n
-    return batches
-
-
-def iter_batches(rows: TokenRows, budget: int, *, padded: bool) -> Iterator[PackedBatch]:
-    """The batches of ``plan_batches``, gathered."""
-    lengths = rows.lengths
-    for chosen in plan_batches(lengths, budget, padded=padded):
-        taken = rows.take(chosen)
-        yield PackedBatch(taken.ids, taken.lengths, chosen)
+            fits = int(np.searchsorted(self._totals, self._totals[at] + budget, side="right")) - 1
+            end = max(at + 1, fits)
+        self._at = min(end, len(self._order))
+        chosen = self._order[at : self._at]
+        taken = self._rows.take(chosen)
+        return PackedBatch(taken.ids, taken.lengths, chosen)

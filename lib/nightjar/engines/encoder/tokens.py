@@ -12,9 +12,13 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 from transformers import AutoTokenizer
 
+from nightjar.engines.encoder.chunk_cache import ChunkCache
 from nightjar.engines.encoder.model_dir import NO_LIMIT, ModelLayout
 from nightjar.engines.encoder.packing import TokenRows
 from nightjar.errors import ConfigError
+
+# Texts of the data on which the word table is compared with the tokenizer before it is used: 10 ms of work.
+_CHECKED_TEXTS = 256
 
 
 class Tokenizer:
@@ -41,11 +45,14 @@ class Tokenizer:
         self.max_length = layout.max_length
         self.prompt = layout.prompt
         self.backend: Any = getattr(self.hf, "backend_tokenizer", None)
+        self._table: ChunkCache | None = None
+        self._checked = False
         self._check_segments()
         if (
             self.backend is not None
         ):  # after the check: a call of the transformers tokenizer resets truncation
             self._set_up_backend(layout.do_lower_case)
+            self._table = self._make_table()
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -59,11 +66,29 @@ class Tokenizer:
         """Token ids of ``prompt + text`` for every text, special tokens included, cut at max_length."""
         if self.prompt:
             texts = [self.prompt + text for text in texts]
+        if self._table is not None and self._checked_on(texts):
+            return self._table(texts)
         rows = self._encode(texts)
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(offsets[-1]))
         return TokenRows(ids, offsets)
+
+    @property
+    def table_is_off_because(self) -> str:
+        """Why every text goes through the tokenizer itself; empty while words are looked up."""
+        return self._table.off_because if self._table is not None else "the tokenizer is not a fast one"
+
+    def _checked_on(self, texts: Sequence[str]) -> bool:
+        """Whether the table may be used, after it was compared on the first texts of the data."""
+        table = self._table
+        if table is not None and not self._checked:
+            self._checked = True
+            table.verify(texts[:_CHECKED_TEXTS])
+        return table is not None and not table.off_because
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._uncut.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -91,6 +116,13 @@ class Tokenizer:
         if lower_case and not _lowercases(normalizer):
             steps = [Lowercase(), *([normalizer] if normalizer is not None else [])]
             self.backend.normalizer = NormalizerSequence(steps)
+
+    def _make_table(self) -> ChunkCache | None:
+        if self.hf.truncation_side != "right":
+            return None
+        self._uncut = type(self.backend).from_str(self.backend.to_str())
+        self._uncut.no_truncation()
+        return ChunkCache(self._plain, self._encode, self.backend, self.max_length)
 
     def _check_segments(self) -> None:
         encoded = self.hf("a probe of two words", return_token_type_ids=True)
