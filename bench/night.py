@@ -3,7 +3,7 @@
     make bench-night                     1x, 4x and 16x of the demo's events
     make bench-night ARGS="--scales 1"   one size
 
-Every stage runs as a process of its own (jobs/STAGE.py), as on a cluster, so a JVM's or an actor's start is in
+Every stage runs as a process of its own (jobs/STAGE.py), as on a cluster: the start of a JVM or actor is in
 its seconds. Memory is the largest sum of resident sizes over the stage's process tree, sampled ten times a
 second; pages that processes share are counted for each, so it is an upper bound.
 """
@@ -38,7 +38,7 @@ SAMPLE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Figure:
-    """One stage of one night. seconds and cpu_seconds of the process tree; peak_bytes of its resident memory."""
+    """One stage of one night. seconds, cpu_seconds, peak_bytes: of its process tree."""
 
     scale: int
     night: str

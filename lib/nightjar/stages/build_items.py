@@ -82,7 +82,7 @@ def _composer(params: BuildItems) -> Composer:
 
 
 def _judge(spark: SparkSession, night: Night, params: BuildItems) -> Judged:
-    limits = Limits.of(params, night.config.clean_events.max_id_chars)
+    limits = Limits.of(params, night.config.clean_events.max_id_chars, night.end)
     fields = catalogue.field_names(params)
     names, rows, n_raw = [], [], []
     for at, source in enumerate(params.sources):
@@ -142,6 +142,9 @@ def _catalogue(
         items = items.withColumn("knowledge", F.lit(None).cast("string"))
     else:
         items = items.join(catalogue.knowledge(facts), "item_id", "left")
+    # An item announced for a later day is in the catalogue and cannot be had yet.
+    here = F.coalesce(F.col("first_seen") < round(night.end.timestamp() * 1e6), F.lit(True))
+    items = items.withColumn("available", F.coalesce("available", F.lit(True)) & here)
     seen = F.coalesce("first_seen", "first_event")
     return items.withColumn("listed", F.coalesce("listed", F.lit(False))).withColumn(
         "first_seen", seen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -24,15 +25,18 @@ IDS_A_BUCKET = 2_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """max_id_chars: longest legal id; max_cell_chars: what of a text is worth carrying to the template."""
+    """What bounds a row. max_id_chars: longest legal id; max_cell_chars: what of a text is worth carrying to
+    the template; end_micros: end of ds, a row updated at or after it is not known yet.
+    """
 
     max_id_chars: int
     max_cell_chars: int
+    end_micros: int
 
     @classmethod
-    def of(cls, params: BuildItems, max_id_chars: int) -> Limits:
+    def of(cls, params: BuildItems, max_id_chars: int, end: datetime) -> Limits:
         # Entities and tags shrink a text, seldom to less than a quarter.
-        return cls(max_id_chars, max(4 * params.max_chars, 4096))
+        return cls(max_id_chars, max(4 * params.max_chars, 4096), round(end.timestamp() * 1e6))
 
 
 def field_names(params: BuildItems) -> list[str]:
@@ -73,7 +77,9 @@ def judge_item(
         *(ROW, SOURCE, UNREADABLE),
     )
     no_item = not_an_item(source.not_items, source.not_items_sql, cleaned)
-    return _judged(cleaned, group, name, [*_id_reasons(limits), (no_item, "not_an_item")])
+    unborn = F.coalesce(F.col("updated_at") >= limits.end_micros, F.lit(False))
+    reasons = [*_id_reasons(limits), (no_item, "not_an_item"), (unborn, "future")]
+    return _judged(cleaned, group, name, reasons)
 
 
 def judge_triple(group: RawGroup, name: str, limits: Limits) -> DataFrame:
