@@ -16,7 +16,8 @@ from nightjar import __version__, cli
 from nightjar.published import make_live
 from nightjar.store import Dataset, Store
 from nightjar.tables import ITEMS, RECOMMENDATIONS
-from tests.world import DS, commit, config
+from tests.unit.committed_rows import commit
+from tests.world import DS, config
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,8 @@ from nightjar.stage import Night, run_stage
 from nightjar.stages.publish import publish
 from nightjar.store import Store
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, RECOMMENDATIONS, USERS
-from tests.world import DS, commit, event, night
+from tests.unit.committed_rows import commit
+from tests.world import DS, event, night
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from nightjar.pipeline import PUBLISH
 from nightjar.stage import Night
 from nightjar.store import Store
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
-from tests.world import DS, commit, config
+from tests.unit.committed_rows import commit
+from tests.world import DS, config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,8 @@ from nightjar.stage import Night, run_stage
 from nightjar.stages.publish import publish
 from nightjar.store import Committed, Dataset, Store
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
-from tests.world import DS, commit, event, night
+from tests.unit.committed_rows import commit
+from tests.world import DS, event, night
 
 
 def _rows(lists: dict[str, Sequence[str]]) -> pa.Table:

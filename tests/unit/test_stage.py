@@ -22,7 +22,8 @@ from nightjar.pipeline import NIGHT, RANK
 from nightjar.sources import RawFile
 from nightjar.stage import Night, Raw, Stage, Window, require_rows, run_stage
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, POPULARITY, TRUTH, USERS
-from tests.world import DS, commit, event, night
+from tests.unit.committed_rows import commit
+from tests.world import DS, event, night
 
 LOCAL = Stage("weigh_events", "local", reads=(Window(EVENTS), Raw("users_raw")), writes=(TRUTH, POPULARITY))
 """A stage of one's own under a name that has a section."""
