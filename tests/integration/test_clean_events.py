@@ -339,7 +339,8 @@ def test_the_real_shop_log_agrees_with_an_independent_count(
     assert config.ds is not None
     night = Night(config, config.ds, QUIET)
     metrics = run(CLEAN_EVENTS, clean_events, night).metrics
-    rows = duckdb.sql(RETAIL.format(path=folder / "online_retail_2010-12_2011-06.parquet")).fetchall()
+    path = folder / "online_retail_2010-12_2011-06.parquet"
+    rows = duckdb.connect().execute(RETAIL.format(path=path)).fetchall()
     counted = {reason: (n, distinct) for reason, n, distinct in rows}
     good, distinct = counted.pop("good")
     assert metrics["quarantine"] == {reason: n for reason, (n, _) in counted.items()}
