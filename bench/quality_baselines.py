@@ -1,0 +1,180 @@
+"""What a user could run instead: single methods, each tuned on the validation window by the benchmark.
+
+A method is fitted on a Split and returns a function from a (q, n_items) CSR history to dense (q, n_items)
+scores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from bench.quality_data import Split
+from nightjar.kernels.signals import Neighbourhood, co_occurrence, decay, ease, text_neighbours
+
+F32 = NDArray[np.float32]
+Scorer = Callable[[sparse.csr_matrix], NDArray[np.floating]]
+
+
+def relation(S: sparse.csr_matrix | F32) -> Scorer:
+    """Scores x @ S for an item–item relation."""
+
+    def score(history: sparse.csr_matrix) -> NDArray[np.floating]:
+        found = history @ S
+        return np.asarray(found.toarray() if sparse.issparse(found) else found, np.float32)
+
+    return score
+
+
+def constant(values: NDArray[np.floating]) -> Scorer:
+    """The same scores for everybody."""
+    return lambda history: np.repeat(values[None].astype(np.float32), history.shape[0], axis=0)
+
+
+def random(n_items: int) -> Scorer:
+    """Scores drawn anew for every user, with a fixed seed."""
+    rng = np.random.default_rng(0)
+    return lambda history: rng.random((history.shape[0], n_items), np.float32)
+
+
+def popularity(split: Split, half_life_days: float | None) -> NDArray[np.float64]:
+    """Users who liked each item, each counted by the age of the last time."""
+    return np.bincount(split.ages.indices, decay(split.ages.data, half_life_days), split.ages.shape[1])
+
+
+def item_knn(split: Split, shrinkage: float, n_neighbours: int, user_power: float) -> Scorer:
+    return relation(co_occurrence(split.liked, Neighbourhood(n_neighbours, user_power, shrinkage)))
+
+
+def rp3beta(split: Split, beta: float, n_neighbours: int) -> Scorer:
+    """Three steps of a random walk, divided by popularity^β (Paudel et al. 2017)."""
+    return relation(co_occurrence(split.liked, Neighbourhood(n_neighbours, 1.0, 0.0, 1.0, beta)))
+
+
+def linear_autoencoder(split: Split, ridge: float) -> Scorer:
+    return relation(ease(split.liked, ridge, 400))
+
+
+def implicit_als(split: Split, n_factors: int, alpha: float, ridge: float, n_sweeps: int = 8) -> Scorer:
+    """Weighted matrix factorisation of implicit feedback (Hu, Koren & Volinsky 2008), solved by conjugate
+    gradients (Takács et al. 2011); a history is folded in by the same solver."""
+    _, items = als_factors(split.liked, n_factors, alpha, ridge, n_sweeps)
+
+    def score(history: sparse.csr_matrix) -> NDArray[np.floating]:
+        users = np.zeros((history.shape[0], n_factors), np.float32)
+        pattern = (history > 0).astype(np.float32)
+        for _ in range(4):
+            users = _solve(pattern, items, users, alpha, ridge)
+        return users @ items.T
+
+    return score
+
+
+def als_factors(
+    X: sparse.csr_matrix, n_factors: int, alpha: float, ridge: float, n_sweeps: int
+) -> tuple[F32, F32]:
+    rng = np.random.default_rng(0)
+    users = (rng.standard_normal((X.shape[0], n_factors)) * 0.01).astype(np.float32)
+    items = (rng.standard_normal((X.shape[1], n_factors)) * 0.01).astype(np.float32)
+    by_item = X.T.tocsr()
+    for _ in range(n_sweeps):
+        users = _solve(X, items, users, alpha, ridge)
+        items = _solve(by_item, users, items, alpha, ridge)
+    return users, items
+
+
+def _solve(X: sparse.csr_matrix, fixed: F32, start: F32, alpha: float, ridge: float, n_steps: int = 3) -> F32:
+    """A few conjugate gradient steps for all rows of X at once; confidence 1 + alpha on each entry."""
+    gram = fixed.T @ fixed + ridge * np.eye(fixed.shape[1], dtype=np.float32)
+    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
+
+    def apply(vectors: F32) -> F32:
+        inner = np.einsum("ij,ij->i", vectors[rows], fixed[X.indices])
+        return vectors @ gram + sparse.csr_matrix((alpha * inner, X.indices, X.indptr), X.shape) @ fixed
+
+    found = start.copy()
+    rest = (1 + alpha) * (X @ fixed) - apply(found)
+    towards, size = rest.copy(), np.einsum("ij,ij->i", rest, rest)
+    for _ in range(n_steps):
+        image = apply(towards)
+        step = size / np.maximum(np.einsum("ij,ij->i", towards, image), 1e-12)
+        found += step[:, None] * towards
+        rest -= step[:, None] * image
+        new = np.einsum("ij,ij->i", rest, rest)
+        towards = rest + (new / np.maximum(size, 1e-12))[:, None] * towards
+        size = new
+    return found
+
+
+def text_profile(V: F32) -> Scorer:
+    """Cosine with the weighted mean of the history's vectors."""
+    return lambda history: np.asarray((history @ V) @ V.T)
+
+
+def text_knn(V: F32, n_neighbours: int, power: float) -> Scorer:
+    return relation(text_neighbours(V, n_neighbours, power))
+
+
+def bm25(texts: tuple[str, ...], n_neighbours: int = 400, k1: float = 1.2, b: float = 0.75) -> Scorer:
+    """BM25 (Robertson & Zaragoza 2009) of each history item's text as a query; scores are added up."""
+    words = [re.findall(r"\w+", text.lower()) for text in texts]
+    vocabulary = {word: at for at, word in enumerate(sorted({word for row in words for word in row}))}
+    counts = [Counter(row) for row in words]
+    indptr = np.r_[0, np.cumsum([len(row) for row in counts])]
+    indices = np.array([vocabulary[word] for row in counts for word in row], np.int64)
+    data = np.array([float(n) for row in counts for n in row.values()])
+    tf = sparse.csr_matrix((data, indices, indptr), (len(texts), max(len(vocabulary), 1)))
+    lengths = np.asarray(tf.sum(axis=1)).ravel()
+    n_with = np.bincount(tf.indices, minlength=tf.shape[1])
+    idf = np.log(1 + (len(texts) - n_with + 0.5) / (n_with + 0.5))
+    norm = k1 * (1 - b + b * lengths / max(lengths.mean(), 1e-9))
+    rows = np.repeat(np.arange(len(texts)), np.diff(tf.indptr))
+    weighted = tf.copy()
+    weighted.data = idf[tf.indices] * tf.data * (k1 + 1) / (tf.data + norm[rows])
+    return relation(_products(tf, weighted.T.tocsr(), n_neighbours))
+
+
+def _products(
+    queries: sparse.csr_matrix, documents: sparse.csr_matrix, n_neighbours: int
+) -> sparse.csr_matrix:
+    from nightjar.kernels.signals import top_entries
+
+    rows = []
+    for start in range(0, queries.shape[0], 512):
+        block = (queries[start : start + 512] @ documents).tocoo()
+        other = block.row + start != block.col
+        entries = block.row[other].astype(np.int64), block.col[other].astype(np.int64), block.data[other]
+        rows.append(top_entries(entries, block.shape, n_neighbours))
+    return sparse.vstack(rows, "csr")
+
+
+def linear_map(split: Split, V: F32, ridge: float) -> Scorer:
+    """x @ V @ W @ Vᵀ with W in closed form: the text profile mapped to what its owner chose."""
+    profiles = (split.liked @ V).astype(np.float64)
+    warm = V[split.warm].astype(np.float64)
+    eye = np.eye(V.shape[1])
+    left = np.linalg.solve(profiles.T @ profiles + ridge * eye, profiles.T @ (split.liked @ V))
+    W = (left @ np.linalg.inv(warm.T @ warm + ridge * eye)).astype(np.float32)
+    return lambda history: np.asarray((history @ V) @ W @ V.T)
+
+
+def als_from_text(split: Split, V: F32, n_factors: int, alpha: float, ridge: float) -> Scorer:
+    """ALS whose factors of all items are a ridge regression from text: the usual answer to cold items."""
+    _, items = als_factors(split.liked, n_factors, alpha, 10.0, 12)
+    warm = V[split.warm].astype(np.float64)
+    W = np.linalg.solve(warm.T @ warm + ridge * np.eye(V.shape[1]), warm.T @ items[split.warm])
+    mapped = (V @ W).astype(np.float32)
+
+    def score(history: sparse.csr_matrix) -> NDArray[np.floating]:
+        users = np.zeros((history.shape[0], n_factors), np.float32)
+        pattern = (history > 0).astype(np.float32)
+        for _ in range(4):
+            users = _solve(pattern, items, users, alpha, 10.0)
+        return users @ mapped.T
+
+    return score

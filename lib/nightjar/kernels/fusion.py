@@ -1,0 +1,295 @@
+"""Fuses relations and recent popularity into one score for each user and item, with weights fitted on a log.
+
+score(u, i) = g_i^a · Σ_s w_s · r_s(u, i) / ‖r_s(u, ·)‖ + w_pop · p_i / ‖p‖
+
+with r_s = x_u @ S_s the score by relation s (signals.py), g the freshness of items, p their recent popularity
+and ‖·‖ the length over the whole catalogue of the row r_s∘g^a. Dividing by it makes sources comparable user
+by user, whatever their unit, as a z-score would: subtracting a mean would move all items of a user alike and
+leave their order as it is. The score stays a sum over the history, so its reasons are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from nightjar.errors import ContractError
+from nightjar.kernels.ranked_lists import Csr, entry_rows, row_blocks
+from nightjar.kernels.signals import F64, I64
+
+TINY = 1e-12
+STEPS = (0.0, 0.25, 0.5, 2.0, 4.0)
+"""Factors tried for a weight; one that is 0 is tried at REVIVED instead."""
+REVIVED = (0.25, 1.0)
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+BLOCK_SCORES = 1 << 21
+"""Scores of one source held at once while candidates are pooled: 8 MB."""
+RECIPROCAL_K = 60.0
+"""Damping of reciprocal rank fusion, of Cormack, Clarke & Büttcher 2009."""
+
+
+FEW_USERS = 40
+"""Users at which a fit doubts a gain twice as much as with many; 16 users of a small log chose weights of
+0.
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a night blends. weights: of each relation, in their order; popularity: of recent popularity;
+    exponent: how strongly freshness acts."""
+
+    weights: tuple[float, ...]
+    popularity: float
+    exponent: float
+
+    def coordinates(self) -> tuple[float, ...]:
+        """Weights, popularity and exponent as one tuple, in the order in which they are searched."""
+        return (*self.weights, self.popularity, self.exponent)
+
+    @classmethod
+    def of(cls, coordinates: Sequence[float]) -> Recipe:
+        """The inverse of `coordinates`."""
+        return cls(tuple(coordinates[:-2]), coordinates[-2], coordinates[-1])
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the score of a block of users is made of.
+
+    relations: for each source the (q, n_items) CSR of x @ S; popularity, freshness: (n_items,) float64.
+    """
+
+    relations: tuple[sparse.csr_matrix, ...]
+    popularity: F64
+    freshness: F64
+
+
+def scores(sources: Sources, recipe: Recipe) -> F64:
+    """The fused score of every item, (q, n_items) float64: for small blocks of users, and as the
+    reference.
+    """
+    fresh = sources.freshness**recipe.exponent
+    total = np.zeros(sources.relations[0].shape)
+    for weight, relation in zip(recipe.weights, sources.relations, strict=True):
+        if weight:
+            factor = weight / np.maximum(lengths(relation, fresh), TINY)
+            scaled = sparse.diags(factor) @ relation.astype(np.float64)
+            total += scaled.toarray()
+    total *= fresh
+    return total + recipe.popularity * sources.popularity / max(
+        float(np.linalg.norm(sources.popularity)), TINY
+    )
+
+
+def lengths(relation: sparse.csr_matrix, fresh: F64) -> F64:
+    """Euclidean length (q,) float64 of each row of relation ∘ fresh; 0 for an empty row."""
+    squares = (relation.data.astype(np.float64) * fresh[relation.indices]) ** 2
+    sums = np.concatenate([[0.0], np.cumsum(squares)])
+    found: F64 = np.sqrt(np.maximum(sums[relation.indptr[1:]] - sums[relation.indptr[:-1]], 0.0))
+    return found
+
+
+def reciprocal_rank(orders: Sequence[I64], weights: Sequence[float], n_items: int) -> F64:
+    """Reciprocal rank fusion, (q, n_items) float64: Σ_s w_s / (60 + rank of the item in source s).
+
+    orders: for each source (q, m) int64 items, best first, −1 padding. Needs no common unit; loses how far
+    apart the scores are.
+    """
+    total = np.zeros((len(orders[0]), n_items))
+    for order, weight in zip(orders, weights, strict=True):
+        user, place = np.nonzero(order >= 0)
+        total[user, order[user, place]] += weight / (RECIPROCAL_K + place + 1.0)
+    return total
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of a sample of users with everything a fit needs, so that a trial costs no sparse
+    product.
+
+    item_nums: (q, c) int64, −1 padding; values: for each relation (q, c) float32; norms: for each relation
+    and entry of EXPONENTS (q,) float64; popularity: (q, c) float32, already divided by its length; freshness:
+    (q, c) float32; hit: (q, c) bool, items of the truth; n_truth: (q,) int64, those outside the pool
+    included.
+    """
+
+    item_nums: I64
+    values: tuple[NDArray[np.float32], ...]
+    norms: tuple[F64, ...]
+    popularity: NDArray[np.float32]
+    freshness: NDArray[np.float32]
+    hit: NDArray[np.bool_]
+    n_truth: I64
+
+
+def make_pool(sources: Sources, truth: Csr, excluded: sparse.csr_matrix, depth: int) -> Pool:
+    """Pools the best `depth` items of every source, with and without freshness, for each user.
+
+    truth: CSR of what each user went on to choose. excluded: (q, n_items), non-zero where an item must not be
+    recommended (seen, unavailable, not known then). Ties in the choice of the pool go to the lower number.
+    """
+    parts = []
+    n_users, n_items = excluded.shape
+    for start, stop in list(row_blocks(n_users, n_items, BLOCK_SCORES)) or [(0, 0)]:
+        indptr = truth[0][start : stop + 1]
+        mine = indptr - indptr[0], truth[1][indptr[0] : indptr[-1]]
+        relations = tuple(relation[start:stop] for relation in sources.relations)
+        block = Sources(relations, sources.popularity, sources.freshness)
+        parts.append(_pool_block(block, mine, excluded[start:stop], depth))
+    width = max((part.item_nums.shape[1] for part in parts), default=0)
+    return _stacked([_widened(part, width) for part in parts], len(sources.relations))
+
+
+def _pool_block(sources: Sources, truth: Csr, excluded: sparse.csr_matrix, depth: int) -> Pool:
+    q, n_items = excluded.shape
+    barred = excluded.toarray() != 0
+    dense = [relation.toarray() for relation in sources.relations]
+    share = sources.popularity / max(float(np.linalg.norm(sources.popularity)), TINY)
+    chosen = np.zeros((q, n_items), bool)
+    rows = np.arange(q)[:, None]
+    everyone = np.broadcast_to(share.astype(np.float32), (q, n_items))
+    for values in (*dense, *(one * sources.freshness.astype(np.float32) for one in dense), everyone):
+        allowed = np.where(barred | (values <= 0), -np.inf, values).astype(np.float32)
+        chosen[rows, np.argpartition(-allowed, min(depth, n_items) - 1, axis=1)[:, :depth]] = True
+    chosen &= ~barred
+    counts = chosen.sum(axis=1)
+    user, item = np.nonzero(chosen)
+    item_nums = np.full((q, int(counts.max(initial=0))), -1, np.int64)
+    item_nums[user, np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)] = item
+    at = np.maximum(item_nums, 0)
+    relevant = np.zeros((q, n_items), bool)
+    relevant[entry_rows(truth[0]), truth[1]] = True
+    return Pool(
+        item_nums,
+        tuple(one[rows, at].astype(np.float32) for one in dense),
+        tuple(
+            np.stack([lengths(relation, sources.freshness**power) for power in EXPONENTS])
+            for relation in sources.relations
+        ),
+        share[at].astype(np.float32),
+        sources.freshness[at].astype(np.float32),
+        relevant[rows, at] & (item_nums >= 0),
+        np.diff(truth[0]).astype(np.int64),
+    )
+
+
+def _widened(pool: Pool, width: int) -> Pool:
+    def wide(values: NDArray[Any], blank: float) -> NDArray[Any]:
+        return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=blank)
+
+    return Pool(
+        wide(pool.item_nums, -1),
+        tuple(wide(one, 0) for one in pool.values),
+        pool.norms,
+        wide(pool.popularity, 0),
+        wide(pool.freshness, 1),
+        wide(pool.hit, False),
+        pool.n_truth,
+    )
+
+
+def _stacked(parts: Sequence[Pool], n_relations: int) -> Pool:
+    return Pool(
+        np.concatenate([part.item_nums for part in parts]),
+        tuple(np.concatenate([part.values[at] for part in parts]) for at in range(n_relations)),
+        tuple(np.concatenate([part.norms[at] for part in parts], axis=1) for at in range(n_relations)),
+        np.concatenate([part.popularity for part in parts]),
+        np.concatenate([part.freshness for part in parts]),
+        np.concatenate([part.hit for part in parts]),
+        np.concatenate([part.n_truth for part in parts]),
+    )
+
+
+def quality(pool: Pool, recipe: Recipe, k: int) -> F64:
+    """(nDCG@k + Recall@k) / 2 of each pooled user, (q,) float64; ties go to the lower item number."""
+    power = EXPONENTS.index(recipe.exponent)
+    total = np.zeros(pool.item_nums.shape, np.float32)
+    for weight, value, norm in zip(recipe.weights, pool.values, pool.norms, strict=True):
+        if weight:
+            total += value * (weight / np.maximum(norm[power], TINY)).astype(np.float32)[:, None]
+    if recipe.exponent:
+        total *= pool.freshness ** np.float32(recipe.exponent)
+    total += np.float32(recipe.popularity) * pool.popularity
+    total[pool.item_nums < 0] = -np.inf
+    width = min(k, pool.item_nums.shape[1])
+    # Items of a pool ascend, so a stable sort of places breaks ties by item number.
+    best = np.sort(np.argpartition(-total, width - 1, axis=1)[:, :width], axis=1)
+    rows = np.arange(len(total))[:, None]
+    order = np.argsort(-total[rows, best], axis=1, kind="stable")
+    hit = pool.hit[rows, np.take_along_axis(best, order, axis=1)]
+    discount = 1.0 / np.log2(np.arange(2, k + 2))
+    ideal = np.cumsum(discount)[np.minimum(pool.n_truth, k) - 1]
+    found: F64 = ((hit * discount[:width]).sum(axis=1) / ideal + hit.sum(axis=1) / pool.n_truth) / 2
+    return found
+
+
+def fit(
+    pools: Sequence[Pool], default: Recipe, k: int, doubt: float = 0.5, rounds: int = 3
+) -> tuple[int, Recipe]:
+    """The pool (one a setting of half-lives) and recipe that rank the pooled users' truth best.
+
+    Coordinate ascent from `pools[0]` and `default`: a step is taken only when its mean gain over the same
+    users exceeds `doubt` standard errors of that gain, so few users leave the default as it is.
+    Deterministic; the pools must hold the same users in the same order. Raises ContractError for a pool
+    whose users have no truth.
+    """
+    if any((pool.n_truth < 1).any() for pool in pools):
+        raise ContractError("a fit needs users with something they went on to choose; leave the others out")
+    if default.exponent not in EXPONENTS:
+        raise ContractError(f"a freshness exponent is one of {EXPONENTS}, not {default.exponent}")
+    if not len(pools[0].n_truth):
+        return 0, default
+    search = _Search(pools, k, doubt * (1 + FEW_USERS / len(pools[0].n_truth)))
+    state = (0, default, quality(pools[0], default, k))
+    for _ in range(rounds):
+        before = state[:2]
+        state = search.better_pool(state)
+        for place in range(len(default.coordinates())):
+            state = search.better_weight(state, place)
+        if state[:2] == before:
+            break
+    return state[0], state[1]
+
+
+State = tuple[int, Recipe, F64]
+
+
+@dataclass(frozen=True)
+class _Search:
+    pools: Sequence[Pool]
+    k: int
+    doubt: float
+
+    def better_pool(self, state: State) -> State:
+        others = [(at, state[1]) for at in range(len(self.pools)) if at != state[0]]
+        return self._best(state, others)
+
+    def better_weight(self, state: State, place: int) -> State:
+        recipe = state[1]
+        now = recipe.coordinates()[place]
+        last = place == len(recipe.coordinates()) - 1
+        trials = EXPONENTS if last else REVIVED if now == 0 else tuple(now * step for step in STEPS)
+        made = [_with(recipe, place, value) for value in trials if value != now]
+        return self._best(state, [(state[0], one) for one in made if sum(one.coordinates()[:-1]) > 0])
+
+    def _best(self, state: State, trials: list[tuple[int, Recipe]]) -> State:
+        best = state
+        for at, recipe in trials:
+            values = quality(self.pools[at], recipe, self.k)
+            gain = values - state[2]
+            error = float(gain.std()) / max(len(gain), 1) ** 0.5
+            if gain.mean() > self.doubt * error + TINY and values.mean() > best[2].mean():
+                best = (at, recipe, values)
+        return best
+
+
+def _with(recipe: Recipe, place: int, value: float) -> Recipe:
+    coordinates = list(recipe.coordinates())
+    coordinates[place] = value
+    return Recipe.of(coordinates)

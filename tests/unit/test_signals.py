@@ -1,0 +1,180 @@
+"""Relations against slow loops, and what time does to items."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from nightjar.errors import ConfigError, ContractError
+from nightjar.kernels import signals
+from nightjar.kernels.signals import Neighbourhood
+
+
+def log(seed: int, n_users: int = 12, n_items: int = 9, density: float = 0.4) -> sparse.csr_matrix:
+    rng = np.random.default_rng(seed)
+    return sparse.csr_matrix((rng.random((n_users, n_items)) < density).astype(np.float32))
+
+
+def unit(seed: int, n: int, d: int) -> np.ndarray:
+    V = np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+    return V / np.linalg.norm(V, axis=1, keepdims=True)
+
+
+def slow_co_occurrence(X: np.ndarray, how: Neighbourhood) -> np.ndarray:
+    """The definition, a pair and a user at a time."""
+    n = X.shape[1]
+    c = np.zeros((n, n))
+    for row in X:
+        weight = 1.0 / max(np.count_nonzero(row), 1) ** how.user_power
+        for h in range(n):
+            for i in range(n):
+                c[h, i] += weight * row[h] * row[i]
+    w = np.diag(c)
+    mean = w[w > 0].mean() if (w > 0).any() else 0.0
+    out = np.zeros((n, n))
+    for h in range(n):
+        for i in range(n):
+            if h != i and c[h, i] > 0:
+                out[h, i] = c[h, i] / (
+                    w[h] ** how.history_power * w[i] ** how.target_power + how.shrinkage * mean
+                )
+    return out
+
+
+def cut(S: np.ndarray, m: int) -> np.ndarray:
+    """The m entries of each row largest in absolute value, ties to the lower column."""
+    out = np.zeros_like(S)
+    for h, row in enumerate(S):
+        for i in sorted(range(len(row)), key=lambda i: (-abs(row[i]), i))[:m]:
+            out[h, i] = row[i]
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.3]), st.integers(1, 9)
+)
+def test_co_occurrence_is_its_definition(seed: int, power: float, shrinkage: float, m: int) -> None:
+    X = log(seed)
+    how = Neighbourhood(m, power, shrinkage, 0.5, 0.5)
+    found = signals.co_occurrence(X, how).toarray()
+    # On the grid first: values that the formula makes equal must stay equal, so that ties cut alike.
+    wanted = cut(np.round(slow_co_occurrence(X.toarray(), how), 9), m)
+    assert np.allclose(found, wanted, atol=2e-6)
+
+
+def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, V = log(1, 40, 23), unit(1, 23, 5)
+    made = [
+        signals.co_occurrence(X, Neighbourhood(4)),
+        signals.text_neighbours(V, 4, 2.0),
+        signals.ease(X, 5.0, 4),
+    ]
+    monkeypatch.setattr(signals, "BLOCK", 7)
+    again = [
+        signals.co_occurrence(X, Neighbourhood(4)),
+        signals.text_neighbours(V, 4, 2.0),
+        signals.ease(X, 5.0, 4),
+    ]
+    for one, other in zip(made, again, strict=True):
+        assert np.array_equal(one.indices, other.indices)
+        assert np.allclose(one.data, other.data, rtol=1e-5)
+
+
+def test_co_occurrence_refuses_dislikes() -> None:
+    with pytest.raises(ContractError, match="disliked"):
+        signals.co_occurrence(sparse.csr_matrix(np.array([[1.0, -1.0]], np.float32)), Neighbourhood())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 14), st.sampled_from([1.0, 2.0, 3.0]))
+def test_text_neighbours_are_the_nearest(seed: int, m: int, power: float) -> None:
+    V = unit(seed, 14, 4)
+    cosines = np.maximum(V @ V.T, 0)
+    np.fill_diagonal(cosines, 0)
+    wanted = cut(cosines, m).astype(np.float64) ** power
+    assert np.allclose(signals.text_neighbours(V, m, power).toarray(), wanted, atol=1e-5)
+
+
+def test_ties_go_to_the_lower_number() -> None:
+    V = np.tile(np.array([[1.0, 0.0]], np.float32), (6, 1))
+    found = signals.text_neighbours(V, 2, 3.0)
+    assert [sorted(row) for row in np.split(found.indices, found.indptr[1:-1])] == [
+        [1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1],
+    ]  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1.0, 20.0]))
+def test_ease_solves_its_least_squares(seed: int, ridge: float) -> None:
+    """Column i minimises ‖X b − x_i‖² + λ‖b‖² over the other items: solved one by one."""
+    X = log(seed, 30, 8)
+    dense = X.toarray().astype(np.float64)
+    found = signals.ease(X, ridge, 8).toarray()
+    for i in range(8):
+        others = [h for h in range(8) if h != i]
+        A = dense[:, others]
+        wanted = np.linalg.solve(A.T @ A + ridge * np.eye(7), A.T @ dense[:, i])
+        assert np.allclose(found[others, i], wanted, atol=1e-4)
+        assert found[i, i] == 0
+
+
+def test_ease_leaves_unused_items_alone_and_wants_a_ridge() -> None:
+    X = sparse.csr_matrix(np.array([[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 1, 1]], np.float32))
+    S = signals.ease(X, 1.0, 3).toarray()
+    assert not S[1].any() and not S[:, 1].any() and S[0].any()
+    assert signals.ease(sparse.csr_matrix((3, 4), dtype=np.float32), 1.0, 3).nnz == 0
+    with pytest.raises(ConfigError, match="ridge"):
+        signals.ease(X, 0.0, 3)
+
+
+def test_borrowed_columns_are_the_mean_of_warm_neighbours() -> None:
+    S = sparse.csr_matrix(
+        np.array([[0, 0.4, 0.2, 0], [0.4, 0, 0.6, 0], [0.2, 0.6, 0, 0], [0, 0, 0, 0]], np.float32)
+    )
+    near = sparse.csr_matrix(
+        np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0.3, 0.1, 0, 0]], np.float32)
+    )
+    cold = np.array([False, False, False, True])
+    found = signals.borrowed(S, near, cold).toarray()
+    assert np.allclose(found[:, :3], S.toarray()[:, :3])
+    assert np.allclose(found[:3, 3], [0.25 * 0.4, 0.75 * 0.4, 0.75 * 0.2 + 0.25 * 0.6])
+    assert found[3, 3] == 0
+
+
+def test_cold_items_do_not_lend_to_cold_items() -> None:
+    S = sparse.csr_matrix(np.array([[0, 0.5, 0, 0], [0.5, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32))
+    near = sparse.csr_matrix(np.array([[0] * 4, [0] * 4, [0, 0, 0, 0.9], [0, 0.2, 0.9, 0]], np.float32))
+    found = signals.borrowed(S, near, np.array([False, False, True, True])).toarray()
+    assert not found[:, 2].any()
+    assert np.allclose(found[0, 3], 0.5)
+
+
+def test_planted_communities() -> None:
+    """Users keep to one of three groups of items: every relation of behaviour must find the groups."""
+    rng = np.random.default_rng(3)
+    group = np.arange(30) % 3
+    X = sparse.csr_matrix(
+        ((rng.random((200, 30)) < 0.5) & (group == (np.arange(200) % 3)[:, None])).astype(np.float32)
+    )
+    for S in (signals.co_occurrence(X, Neighbourhood(9)), signals.ease(X, 10.0, 9)):
+        positive = S.tocoo()
+        assert (group[positive.row] == group[positive.col])[positive.data > 0].mean() > 0.99
+
+
+def test_decay_halves() -> None:
+    assert np.allclose(signals.decay(np.array([0.0, 30.0, 60.0]), 30.0), [1, 0.5, 0.25])
+    assert np.array_equal(signals.decay(np.array([0.0, 1e9]), None), [1, 1])
+
+
+def test_freshness_is_relative_to_the_catalogue() -> None:
+    ever = np.array([100.0, 100.0, 100.0, 0.0])
+    recent = np.array([50.0, 5.0, 20.0, 0.0])
+    g = signals.freshness(recent, ever)
+    assert g[0] > g[2] > g[1] > 0
+    assert g[3] == pytest.approx(1.0)
+    assert np.allclose(signals.freshness(ever * 0.3, ever), 1.0)
+    assert np.array_equal(signals.freshness(np.zeros(4), ever), np.ones(4))
