@@ -15,6 +15,7 @@ from nightjar.night import function_of, logical_date, run_declared, run_night
 from nightjar.pipeline import NIGHT
 from nightjar.progress import Report
 from nightjar.published import roll_back
+from nightjar.retention import prune
 from nightjar.stage import Night, Stage
 from nightjar.store import Store
 
@@ -52,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "summary", _summary, "counts, seconds and figures of a night")
     _add(commands, "runs", _runs, "the nights under the root, and which one is live")
     back = _add(commands, "rollback", _rollback, "make the list before the live one live again")
-    back.add_argument("--to", metavar="YYYY-MM-DD", help="the date to go back to")
+    back.add_argument("--to", metavar="YYYY-MM-DD", help="the date to go to, back or forward again")
+    drop = _add(commands, "prune", _prune, "drop old nights, never what is live or can be rolled back to")
+    drop.add_argument("--keep", type=_at_least_one, default=14, metavar="NIGHTS", help="default 14")
+    drop.add_argument("--dry-run", action="store_true", help="only say what would go")
     _add(commands, "verify", _verify, "check every manifest and hash again; --ds for one date")
     listing = _add(commands, "ls", _ls, "the committed files of a table, a path a line")
     listing.add_argument("table", metavar="TABLE")
@@ -140,6 +144,20 @@ def _rollback(options: argparse.Namespace) -> None:
     config = config_of(options)
     live = roll_back(Store(config.root), _date(options.to, config))
     print(f"live: {live.ds} ({live.fingerprint})")
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _prune(options: argparse.Namespace) -> None:
+    gone = prune(config_of(options), options.keep, dry_run=options.dry_run)
+    for one in gone:
+        print(f"{one.name}  ({one.why})")
+    print(f"{len(gone)} folders {'would be ' if options.dry_run else ''}dropped")
 
 
 def _verify(options: argparse.Namespace) -> int:

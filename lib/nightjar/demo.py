@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from nightjar import inspect
 from nightjar.backtest import backtest
-from nightjar.config import load_config
+from nightjar.conf_files import load_config
 from nightjar.errors import ContractError
 from nightjar.generate import GenerateSpec, generate
 from nightjar.job import guarded

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from nightjar.config import NightConfig, load_config
+from nightjar.conf_files import load_config
+from nightjar.config import NightConfig
 from nightjar.errors import NightjarError
 from nightjar.night import logical_date, run_declared
 from nightjar.progress import Report

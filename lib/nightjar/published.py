@@ -74,20 +74,43 @@ def make_live(store: Store, committed: Committed) -> Publication:
 
 
 def roll_back(store: Store, ds: str | None = None) -> Publication:
-    """Makes the list before the live one live again, or the newest earlier one of a date; returns it."""
-    live = publications(store)
+    """Makes the list before the live one live again, or the newest remembered one of a date; returns it.
+
+    A list that was rolled back from stays remembered, so `ds` also leads forward again.
+    """
+    live, withdrawn = publications(store), _withdrawn(store)
     earlier = [(at, one) for at, one in enumerate(live) if at and (ds is None or one.ds == ds)]
-    if not earlier:
-        which = f"of {ds} " if ds else ""
-        raise NotCommitted(
-            f"no earlier published list {which}is remembered under {store.root}; nothing rolled back"
-        )
-    at, target = earlier[0]
-    opened(store, target)
-    _put(store, live[at:])
-    return target
+    if earlier:
+        at, target = earlier[0]
+        opened(store, target)
+        _put(store, live[at:], [*live[:at], *withdrawn])
+        return target
+    for at, target in enumerate(withdrawn):
+        if target.ds == ds:
+            opened(store, target)
+            _put(store, [target, *live], withdrawn[at + 1 :])
+            return target
+    which = f"of {ds} " if ds else ""
+    raise NotCommitted(
+        f"no other published list {which}is remembered under {store.root}; nothing rolled back"
+    )
 
 
-def _put(store: Store, live: list[Publication]) -> None:
-    content: dict[str, Any] = {"current": asdict(live[0]), "previous": [asdict(one) for one in live[1:KEPT]]}
+def remembered(store: Store) -> list[Publication]:
+    """All that a rollback can lead to, the live list first."""
+    return [*publications(store), *_withdrawn(store)]
+
+
+def _withdrawn(store: Store) -> list[Publication]:
+    """Lists that were rolled back from, the last one first."""
+    data = store.get(LATEST)
+    return [Publication(**entry) for entry in json.loads(data).get("withdrawn", [])] if data else []
+
+
+def _put(store: Store, live: list[Publication], withdrawn: list[Publication] | None = None) -> None:
+    content: dict[str, Any] = {
+        "current": asdict(live[0]),
+        "previous": [asdict(one) for one in live[1:KEPT]],
+        "withdrawn": [asdict(one) for one in (withdrawn or [])[:KEPT]],
+    }
     store.put(LATEST, (json.dumps(content, indent=1) + "\n").encode())

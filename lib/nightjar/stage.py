@@ -146,6 +146,8 @@ def run_stage(
             night.report.line(f"{stage.name} {night.ds}: up to date")
             return StageResult(stage.name, False, 0.0, bound.fingerprint, current[0].manifest.metrics)
         started = time.monotonic()
+        for table in stage.writes:
+            bound.write(table).sweep()
         night.report.line(f"{stage.name} {night.ds}: running on {stage.engine}")
         metrics = _run(stage, run, bound, section)
         seconds = time.monotonic() - started

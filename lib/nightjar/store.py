@@ -401,6 +401,12 @@ class Attempt:
         self.dataset.store.put_file(aside, f"{self.folder}/{name}")
         return entry
 
+    def sweep(self) -> None:
+        """Drops what a killed process left half-written; only for the one that holds the stage's lock."""
+        for name in self.dataset.store.children(self.folder):
+            if name.startswith(".tmp-"):
+                self.dataset.store.drop(f"{self.folder}/{name}")
+
     def commit(self, manifest: Manifest) -> Committed:
         """Makes the attempt what readers see, in one atomic step."""
         if manifest.fingerprint != self.fingerprint:

@@ -18,7 +18,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from nightjar.config import load_config
+from nightjar.conf_files import load_config
 from nightjar.errors import ConfigError, InputError, NightjarError
 from nightjar.pipeline import BUILD_ITEMS
 from nightjar.progress import QUIET

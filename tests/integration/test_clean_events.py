@@ -16,7 +16,8 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
-from nightjar.config import Scene, load_config
+from nightjar.conf_files import load_config
+from nightjar.config import Scene
 from nightjar.errors import InputError, NightjarError
 from nightjar.pipeline import CLEAN_EVENTS
 from nightjar.progress import QUIET

@@ -78,7 +78,7 @@ WRONG = {
     "summary --ds x": "--ds x: write a date",
     "runs": "no night is committed under",
     "rollback": "nothing rolled back",
-    "rollback --to 2025-03-31": "no earlier published list of 2025-03-31",
+    "rollback --to 2025-03-31": "no other published list of 2025-03-31",
     "rollback --to lastweek": "lastweek: write a date as YYYY-MM-DD",
     "verify": "nothing is committed under",
     "verify --ds 2025-03-31": "nothing is committed for 2025-03-31",

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from nightjar.config import NightConfig, Section, load_config
+from nightjar.conf_files import load_config
+from nightjar.config import NightConfig, Section
 from nightjar.errors import ConfigError
 from nightjar.pipeline import NIGHT
 from nightjar.stage import Night
@@ -398,3 +399,10 @@ def test_yaml_and_json_say_the_same_config(tmp_path: Path) -> None:
     dumped = _write(tmp_path, DEMO.model_dump(mode="json"))
     assert load_config([dumped]) == DEMO
     assert Night(load_config([dumped]), DS).config == DEMO
+
+
+def test_a_key_given_twice_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("root: a\nrank: {k: 5}\nrank: {k: 6}\n")
+    with pytest.raises(ConfigError, match="key 'rank' stands twice"):
+        load_config([path])

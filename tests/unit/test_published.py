@@ -13,7 +13,7 @@ import pytest
 
 from nightjar.errors import GateError, NotCommitted, StorageError
 from nightjar.pipeline import PUBLISH
-from nightjar.published import KEPT, LATEST, latest, make_live, opened, publications, roll_back
+from nightjar.published import KEPT, LATEST, latest, make_live, opened, publications, remembered, roll_back
 from nightjar.stage import Night, run_stage
 from nightjar.stages.publish import publish
 from nightjar.store import Committed, Dataset, Store
@@ -92,14 +92,14 @@ def test_rolling_back_step_by_step(three: Path) -> None:
     assert roll_back(store).ds == DAYS[0]
     assert latest(store).manifest.ds == DAYS[0]
     before = (three / LATEST).read_bytes()
-    with pytest.raises(NotCommitted, match="no earlier published list is remembered"):
+    with pytest.raises(NotCommitted, match="no other published list is remembered"):
         roll_back(store)
     assert (three / LATEST).read_bytes() == before
 
 
 def test_rolling_back_to_a_date(three: Path) -> None:
     store = Store(str(three))
-    with pytest.raises(NotCommitted, match="no earlier published list of 2025-01-01"):
+    with pytest.raises(NotCommitted, match="no other published list of 2025-01-01"):
         roll_back(store, "2025-01-01")
     with pytest.raises(NotCommitted):
         roll_back(store, DAYS[-1])  # it is live, not earlier
@@ -283,3 +283,18 @@ def test_a_night_without_any_old_user_is_published(tmp_path: Path) -> None:
     make_live(store, Dataset(store, RECOMMENDATIONS, "2025-03-30").require("rank"))
     assert "overlap" not in _publish(_tonight(tmp_path, SOUND))
     assert latest(store).manifest.ds == str(DS)
+
+
+def test_a_rolled_back_list_can_go_live_again(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for day, name in ((1, "fp1"), (2, "fp2"), (3, "fp3")):
+        rows = [RECOMMENDATIONS.schema.empty_table()]
+        commit(store, RECOMMENDATIONS, date(2025, 3, day), rows, fingerprint=name)
+        made = Dataset(store, RECOMMENDATIONS, f"2025-03-0{day}").committed()
+        assert made is not None
+        make_live(store, made)
+    assert roll_back(store, "2025-03-01").fingerprint == "fp1"
+    assert [one.fingerprint for one in remembered(store)] == ["fp1", "fp3", "fp2"]
+    assert roll_back(store, "2025-03-03").fingerprint == "fp3"
+    assert [one.fingerprint for one in publications(store)] == ["fp3", "fp1"]
+    assert [one.fingerprint for one in remembered(store)] == ["fp3", "fp1", "fp2"]

@@ -1,4 +1,4 @@
-"""Fills lists up to k from orders that are the same for many users: what a segment likes, what everyone likes."""
+"""Fills lists up to k from orders that many users share: what a segment likes, what everyone likes."""
 
 from __future__ import annotations
 
