@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nightjar.engines import bulk
 from nightjar.engines.bulk import compiled, products
-from nightjar.engines.bulk.codes import encode, fit_rotation, margins
+from nightjar.engines.bulk.codes import Rotation, encode, fit_rotation, margins
 from nightjar.engines.bulk.search import _score
 from nightjar.engines.shards import Effort
 from nightjar.errors import ConfigError, ContractError, StorageError
@@ -116,29 +116,37 @@ def test_a_direction_outside_the_head_still_decides(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     matrix = rng.standard_normal((6000, 100)).astype(np.float32)
     matrix[:, 70:] *= 0.01
-    matrix[50:60, 99] = np.linspace(0.5, 1, 10)
+    matrix[4050:4060, 99] = np.linspace(0.5, 1, 10)
     queries = rng.standard_normal((5, 100)).astype(np.float32)
     queries[:, 99] += 300
     [shard] = shards_of(matrix, np.zeros(6000, np.int64), tmp_path)
     assert shard.rotation.n_head == 64
     found = bulk.search_shards([shard], queries, 10, matrix)
-    assert sorted(found.item_nums[0]) == list(range(50, 60))
+    assert sorted(found.item_nums[0]) == list(range(4050, 4060))
     assert same_bytes(found, sweep_topk(queries, matrix, 10, Filters()))
 
 
 @pytest.mark.usefixtures("by_int8")
-def test_what_a_coarse_code_loses_still_decides(tmp_path: Path) -> None:
-    """Items whose length lies where no user looks: their codes are noise, only error terms keep them in."""
+@pytest.mark.parametrize("whose", ["items", "users"])
+def test_what_a_coarse_code_loses_still_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """One coordinate sets the scale, the others are lost in rounding and decide: an error term finds them.
+
+    Without the random mixing of the head every code of the coarse side is the same, and the estimates are 0.
+    """
+    plain = Rotation(np.eye(60, dtype=np.float32), 0.0, 64)
+    monkeypatch.setattr("nightjar.engines.bulk.shard.fit_rotation", lambda *_: plain)
     rng = np.random.default_rng(9)
-    matrix = rng.standard_normal((4000, 60)).astype(np.float32)
-    matrix[:, :30] *= 300
-    queries = rng.standard_normal((40, 60)).astype(np.float32)
-    queries[:, :30] = 0
+    matrix = rng.choice(np.float32([-1, 1]), (4000, 60))
+    queries = rng.choice(np.float32([-1, 1]), (40, 60))
+    coarse, other = (matrix, queries) if whose == "items" else (queries, matrix)
+    coarse[:, 2:] *= np.float32(0.49)
+    coarse[:, 1] = 127
+    other[:, :2] = 0
     shards = shards_of(matrix, np.arange(4000) % 2, tmp_path)
     found = bulk.search_shards(shards, queries, 10, matrix)
     assert same_bytes(found, sweep_topk(queries, matrix, 10, Filters()))
-    found = bulk.search_shards(shards, matrix[:50], 10, matrix)
-    assert same_bytes(found, sweep_topk(matrix[:50], matrix, 10, Filters()))
 
 
 @pytest.mark.usefixtures("by_int8")

@@ -79,7 +79,7 @@ class ChunkCache:
     """Token ids of texts by table look-up, or None where the tokenizer's rules do not allow it."""
 
     def __init__(self, encode: Encode, encode_special: Encode, backend: Any, max_length: int) -> None:
-        """Around a tokenizer: ``encode`` (no special tokens, no cut) and ``encode_special`` (as it must be)."""
+        """Around a tokenizer: ``encode`` (no special tokens, no cut), ``encode_special`` (as it must be)."""
         self._encode = encode
         self._full = encode_special
         self._splits_anywhere = _is_bert(backend)
