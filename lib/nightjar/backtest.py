@@ -6,10 +6,10 @@ popularity, vectors and availability are all as of t0: an event of the test days
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, timedelta
-
-import pyarrow.compute as pc
+from typing import Any
 
 from nightjar.config import NightConfig
 from nightjar.errors import ConfigError
@@ -61,20 +61,25 @@ def _as_of(night: Night) -> NightConfig:
 
 
 def _text(metrics: Committed) -> str:
-    rows = metrics.read()
-    ds, k = metrics.manifest.ds, metrics.manifest.params["evaluate"]["ks"]
-    users = {r["slice"]: int(r["value"]) for r in rows.filter(pc.field("name") == "users").to_pylist()}
+    """The means as a table, a line a metric: ours, the baselines, and the paired difference to `popular`."""
+    params = metrics.manifest.params["evaluate"]
+    found = {(row["slice"], row["name"]): row for row in metrics.read().to_pylist()}
+    users = {slice_: int(row["value"]) for (slice_, name), row in found.items() if name == "users"}
+    lines = []
+    for slice_ in ("all", "warm"):
+        names = [f"{name}@{k}" for name in SHOWN for k in params["ks"]] if slice_ in users else []
+        lines += [(slice_, name, *_cells(found, slice_, name)) for name in names]
+    columns = ("users", "metric", "nightjar", "popular", "random", "nightjar - popular")
     counted = ", ".join(f"{count:,} {name}" for name, count in users.items())
-    days = metrics.manifest.params["evaluate"]["test_days"]
-    head = f"lists as of {ds}, held against the {days} days after ({counted} users)"
-    wanted = {f"{name}@{depth}" for name in SHOWN for depth in k}
-    body: list[tuple[str, ...]] = []
-    for row in rows.to_pylist():
-        method, _, name = row["name"].partition(".")
-        if name in wanted and row["slice"] in ("all", "warm"):
-            interval = f"{row['low']:.4f} … {row['high']:.4f}"
-            body.append((row["slice"], name, method, f"{row['value']:.4f}", interval))
-    body.sort()
-    coverage = [r for r in rows.to_pylist() if "CatalogueCoverage" in r["name"]]
-    tail = ", ".join(f"{r['name']} {r['value']:.3f}" for r in coverage)
-    return "\n".join([head, table_text(("slice", "metric", "method", "mean", "95% interval"), body), tail])
+    head = f"lists as of {metrics.manifest.ds}, held against the {params['test_days']} days after: {counted} users"
+    coverage = [
+        f"{name} {row['value']:.3f}" for (_, name), row in found.items() if "CatalogueCoverage" in name
+    ]
+    return "\n".join([head, table_text(columns, lines), ", ".join(coverage)])
+
+
+def _cells(found: dict[tuple[str, str], dict[str, Any]], slice_: str, name: str) -> Iterator[str]:
+    for method in ("nightjar", "popular", "random", "nightjar-popular"):
+        row = found[slice_, f"{method}.{name}"]
+        mean = f"{row['value']:+.4f}" if "-" in method else f"{row['value']:.4f}"
+        yield mean if method == "random" else f"{mean} [{row['low']:.4f}, {row['high']:.4f}]"
