@@ -71,10 +71,9 @@ def _text(metrics: Committed) -> str:
         lines += [(slice_, name, *_cells(found, slice_, name)) for name in names]
     columns = ("users", "metric", "nightjar", "popular", "random", "nightjar - popular")
     counted = ", ".join(f"{count:,} {name}" for name, count in users.items())
-    head = f"lists as of {metrics.manifest.ds}, held against the {params['test_days']} days after: {counted} users"
-    coverage = [
-        f"{name} {row['value']:.3f}" for (_, name), row in found.items() if "CatalogueCoverage" in name
-    ]
+    days = params["test_days"]
+    head = f"lists as of {metrics.manifest.ds}, held against the {days} days after: {counted} users"
+    coverage = [f"{name} {row['value']:.3f}" for (_, name), row in found.items() if "Coverage@" in name]
     return "\n".join([head, table_text(columns, lines), ", ".join(coverage)])
 
 
