@@ -198,10 +198,31 @@ def replace_worst(scores, items, row, score, item):
 
 
 @compiled
-def is_allowed(user, item, eligible, group, listed_at, listed):
-    """Whether a user may get an item: eligible (groups, items or 0) for the user's group, and on no list."""
+def mark_listed(listed_at, listed, marks):
+    """Set, in each user's row of bits (q, words) uint64, the bit that every item of his list falls on."""
+    for user in range(len(marks)):
+        for at in range(listed_at[user], listed_at[user + 1]):
+            bit = bit_of(listed[at], marks.shape[1])
+            marks[user, bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
+
+
+@compiled
+def bit_of(item, n_words):
+    """Which of 64·n_words bits (a power of two) an item falls on: Fibonacci hashing."""
+    return np.int64((np.uint64(item) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & (n_words * 64 - 1)
+
+
+@compiled
+def is_allowed(user, item, eligible, group, listed_at, listed, marks):
+    """Whether a user may get an item: eligible (groups, items or 0) for the user's group, and on no list.
+
+    An item whose bit is not marked is on no list: one look instead of a binary search for nine in ten.
+    """
     if eligible.shape[1] and not eligible[group[user], item]:
         return False
+    bit = bit_of(item, marks.shape[1])
+    if not (marks[user, bit >> 6] >> np.uint64(bit & 63)) & np.uint64(1):
+        return True
     low, end = listed_at[user], listed_at[user + 1]
     high = end
     while low < high:
@@ -252,7 +273,7 @@ def estimate_rows(tile, width, n_columns, users, first, shard, kept, limits):
     keep at 450 ns an entry instead of 15.
     """
     terms, item_nums, coefs = shard
-    eligible, group_of, listed_at, listed = limits
+    eligible, group_of, listed_at, listed, marks = limits
     all_scores, all_items, counts, cuts, k = kept
     room, stride, flat = all_scores.shape[1], terms.shape[1], terms.reshape(-1)
     for row in range(len(users)):
@@ -271,7 +292,9 @@ def estimate_rows(tile, width, n_columns, users, first, shard, kept, limits):
                     np.float32(tile[row * width + column]) * terms[0, at] + common * terms[1, at]
                 ) / inverse
                 item = item_nums[at]
-                if score < cuts[user] or not is_allowed(user, item, eligible, group_of, listed_at, listed):
+                if score < cuts[user] or not is_allowed(
+                    user, item, eligible, group_of, listed_at, listed, marks
+                ):
                     continue
                 if n == room:
                     cuts[user] = best_first(all_scores[user], all_items[user], n, k)
@@ -308,14 +331,16 @@ def score_rows(queries, vectors, item_nums, n_dims, scores, lanes):
 
 @compiled
 def sweep_rows(tile, width, n_columns, users, first, shard, heaps, limits, exact):
-    """Re-score every pair of a tile whose upper bound reaches the user's threshold; keep the exact best k.
+    """Re-score the allowed pairs of a tile whose upper bound reaches the user's threshold; keep the best.
 
-    users is (first row, one past the last); exact is (floor (q,), queries flat, vectors of the tile flat,
-    n_dims, longest item of the tile, hits (N_HITS, 2) int64, lanes (64,)). The threshold is the larger of the
-    floor and the heap's k-th score. Found pairs are collected first, so that vectors can be fetched early.
+    users is (first row, one past the last); exact is (floor (q,), queries flat, vectors flat, places
+    (columns,) of the tile's items among them, n_dims, longest item of the tile, hits (N_HITS, 2) int64, lanes
+    (64,)). The threshold is the larger of the floor and the heap's k-th score. Found pairs are collected
+    first, so that their vectors can be fetched early.
     """
     terms, item_nums, coefs = shard
-    scores, floor, length, hits = heaps[0], exact[0], exact[4], exact[5]
+    eligible, group_of, listed_at, listed, marks = limits
+    scores, floor, length, hits = heaps[0], exact[0], exact[5], exact[6]
     stride = terms.shape[1]
     flat = terms.reshape(-1)
     n_hits = 0
@@ -326,38 +351,36 @@ def sweep_rows(tile, width, n_columns, users, first, shard, heaps, limits, exact
         cut = np.float32((max(scores[user, 0], floor[user]) - margin) * inverse)
         for group in range(0, n_columns, GROUP):
             if n_hits > N_HITS - GROUP:
-                rescore_hits(hits, n_hits, first, item_nums, heaps, limits, exact)
+                rescore_hits(hits, n_hits, first, item_nums, heaps, exact)
                 n_hits = 0
                 cut = np.float32((max(scores[user, 0], floor[user]) - margin) * inverse)
             mask = reaches(tile, offset + group, flat, stride, first + group, factors, cut)
             if n_columns - group < GROUP:
                 mask &= (np.uint64(1) << np.uint64(n_columns - group)) - np.uint64(1)
             while mask:
-                hits[n_hits, 0] = user
-                hits[n_hits, 1] = group + np.int64(lowest_bit(mask))
+                column = group + np.int64(lowest_bit(mask))
                 mask &= mask - np.uint64(1)
-                n_hits += 1
-    rescore_hits(hits, n_hits, first, item_nums, heaps, limits, exact)
+                item = item_nums[first + column]
+                if is_allowed(user, item, eligible, group_of, listed_at, listed, marks):
+                    hits[n_hits, 0] = user
+                    hits[n_hits, 1] = column
+                    n_hits += 1
+    rescore_hits(hits, n_hits, first, item_nums, heaps, exact)
 
 
 @compiled
-def rescore_hits(hits, n_hits, first, item_nums, heaps, limits, exact):
-    """Score found pairs in the fixed order and put the allowed ones that belong there into the heaps."""
-    floor, queries, vectors, n_dims, _, _, lanes = exact
+def rescore_hits(hits, n_hits, first, item_nums, heaps, exact):
+    """Score found pairs in the fixed order and put those that belong there into the heaps."""
+    floor, queries, vectors, places, n_dims, _, _, lanes = exact
     scores, items = heaps
-    eligible, group_of, listed_at, listed = limits
     for hit in range(n_hits):
         if hit + 4 < n_hits:
-            ahead = hits[hit + 4, 1] * n_dims
+            ahead = places[hits[hit + 4, 1]] * n_dims
             for line in range(0, n_dims, 16):
                 fetch_early(vectors, ahead + line)
         user, column = hits[hit, 0], hits[hit, 1]
-        score = dot(queries, user * n_dims, vectors, column * n_dims, n_dims, lanes)
-        worst = scores[user, 0]
-        if score < floor[user] or score < worst:
+        score = dot(queries, user * n_dims, vectors, places[column] * n_dims, n_dims, lanes)
+        worst, item = scores[user, 0], item_nums[first + column]
+        if score < floor[user] or score < worst or (score == worst and item > items[user, 0]):
             continue
-        item = item_nums[first + column]
-        if score == worst and item > items[user, 0]:
-            continue
-        if is_allowed(user, item, eligible, group_of, listed_at, listed):
-            replace_worst(scores, items, user, score, item)
+        replace_worst(scores, items, user, score, item)

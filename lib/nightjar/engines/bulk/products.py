@@ -28,7 +28,7 @@ class Products(Protocol):
 
     def users(self, rows: Any) -> torch.Tensor: ...
 
-    def multiply(self, users: torch.Tensor, first: int, tile: F32 | None, out: torch.Tensor) -> None: ...
+    def multiply(self, users: torch.Tensor, first: int, out: torch.Tensor) -> None: ...
 
 
 @cache
@@ -84,7 +84,7 @@ class Int8Products:
     def users(self, rows: Any) -> torch.Tensor:
         return self.codes[rows]
 
-    def multiply(self, users: torch.Tensor, first: int, tile: F32 | None, out: torch.Tensor) -> None:  # noqa: ARG002
+    def multiply(self, users: torch.Tensor, first: int, out: torch.Tensor) -> None:
         torch._int_mm(users, self.items[first : first + out.shape[1]].T, out=out)
 
 
@@ -113,12 +113,11 @@ class Float32Products:
     def users(self, rows: Any) -> torch.Tensor:
         return self.queries[rows]
 
-    def multiply(self, users: torch.Tensor, first: int, tile: F32 | None, out: torch.Tensor) -> None:
-        if tile is None:
-            numbers = self.item_nums[first : first + out.shape[1]]
-            tile = np.zeros((out.shape[1], users.shape[1]), np.float32)
-            tile[: len(numbers)] = self.matrix[numbers]
-        torch.mm(users, torch.from_numpy(tile[: out.shape[1]]).T, out=out)
+    def multiply(self, users: torch.Tensor, first: int, out: torch.Tensor) -> None:
+        numbers = self.item_nums[first : first + out.shape[1]]
+        columns = np.zeros((out.shape[1], users.shape[1]), np.float32)
+        columns[: len(numbers)] = self.matrix[numbers]
+        torch.mm(users, torch.from_numpy(columns).T, out=out)
 
 
 def products_of(shard: BulkShard, queries: F32, query_norms: F64, matrix: F32) -> Products:

@@ -10,6 +10,7 @@ depends on its pair alone, it has the same bytes for any shards, blocks, tiles a
 mode stops after a longer probe.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nightjar.engines.bulk.compiled import GROUP, N_HITS, estimate_rows, keep_best, score_rows, sweep_rows
+from nightjar.engines.bulk.compiled import (
+    GROUP,
+    N_HITS,
+    estimate_rows,
+    keep_best,
+    mark_listed,
+    score_rows,
+    sweep_rows,
+)
 from nightjar.engines.bulk.products import N_COEFS, Products, products_of
 from nightjar.engines.bulk.shard import BulkShard
 from nightjar.engines.shards import Effort
@@ -30,6 +39,10 @@ ROWS = 512
 COLUMNS = 1024  # 512 × 1024 int32 scores are 2 MB, so a tile is compared before it leaves the cache
 FLOOR_SHARE = 0.02  # of the lists probed for the floor; finds 70-80 % of the best 100
 MIN_PROBES = 4
+USERS_PER_LIST = 8  # with fewer users to share a list's product, the floor costs more than it saves
+MANY_USERS = 2048  # from here on copying a tile's vectors together pays
+BITS_PER_ITEM = 8
+MAX_WORDS = 256
 EXTRA = 1.5  # candidates per item wanted in approximate mode, because estimates misorder near the end
 
 Limits = tuple[NDArray[Any], ...]
@@ -141,11 +154,16 @@ def _search_block(task: Task, queries: F32, query_norms: F64, filters: Filters) 
 
 
 def _limits(filters: Filters, n_users: int) -> Limits:
-    """The filters as plain arrays: eligible (groups, items or 0), group (q,), listed items in CSR."""
+    """The filters as plain arrays: eligible (groups, items or 0), group (q,), listed items in CSR, marks."""
     group = np.zeros(n_users, np.int64) if filters.group is None else filters.group.astype(np.int64)
     eligible = np.empty((1, 0), np.bool_) if filters.eligible is None else np.atleast_2d(filters.eligible)
     listed = filters.listed(n_users)
-    return np.ascontiguousarray(eligible), group, listed.indptr, listed.item_nums
+    n_words = 1
+    while n_words < MAX_WORDS and n_words * 64 * n_users < BITS_PER_ITEM * len(listed.item_nums):
+        n_words *= 2
+    marks = np.zeros((n_users, n_words), np.uint64)
+    mark_listed(listed.indptr, listed.item_nums, marks)
+    return np.ascontiguousarray(eligible), group, listed.indptr, listed.item_nums, marks
 
 
 def _heaps(n_users: int, k: int) -> tuple[F32, I64]:
@@ -201,9 +219,9 @@ def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
     kept = _Kept.room_for(len(block.queries), n_kept)
     for shard, products in zip(task.shards, block.products, strict=True):
         n_lists = len(shard.centroids)
-        if n_lists == 1 and task.effort.probe_share is None:
-            continue
         n_probe = min(n_lists, max(MIN_PROBES, round(share * n_lists)))
+        if task.effort.probe_share is None and len(block.queries) * n_probe < USERS_PER_LIST * n_lists:
+            continue
         chosen = _nearest_lists(block.queries, shard.centroids, n_probe).reshape(-1)
         order = np.argsort(chosen, kind="stable")
         starts = np.searchsorted(chosen[order], np.arange(n_lists + 1))
@@ -242,9 +260,10 @@ def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at:
         for row in range(0, len(users), ROWS):
             some = users[row : row + ROWS]
             # Sizes are rounded up to 64, because oneDNN prepares (and caches) a kernel per shape.
-            padded = np.pad(some, (0, _up_to_group(len(some)) - len(some)))
+            padded = np.zeros(_up_to_group(len(some)), np.int64)
+            padded[: len(some)] = some
             out = block.tile[: len(padded) * _up_to_group(n_columns)].view(len(padded), -1)
-            products.multiply(products.users(torch.from_numpy(padded)), first, None, out)
+            products.multiply(products.users(torch.from_numpy(padded)), first, out)
             estimate_rows(tile, out.shape[1], n_columns, some, first, facts, kept.plain(), block.limits)
 
 
@@ -258,32 +277,46 @@ def _score(queries: F32, matrix: F32, item_nums: I64) -> F32:
 
 def _sweep(task: Task, block: _Block, floor: F32) -> TopK:
     """The exact best k of all items, given a score that k allowed items of each user reach, (q,) or -inf."""
-    n_users, n_dims = block.queries.shape
-    heaps = _heaps(n_users, task.k)
+    heaps = _heaps(len(floor), task.k)
+    fetch = _fetcher(task.matrix, len(floor))
     hits, lanes = np.empty((N_HITS, 2), np.int64), np.empty(GROUP, np.float32)
-    queries, tile = block.queries.reshape(-1), block.tile.numpy()
-    room = np.zeros((COLUMNS, n_dims), np.float32)
+    queries, n_dims = block.queries.reshape(-1), block.queries.shape[1]
     for shard, products in zip(task.shards, block.products, strict=True):
-        facts = (products.terms, shard.item_nums, products.coefs)
         for first in range(0, len(shard.item_nums), COLUMNS):
-            numbers = shard.item_nums[first : first + COLUMNS]
-            vectors = room[: _up_to_group(len(numbers))]
-            np.take(task.matrix, numbers, axis=0, out=vectors[: len(numbers)], mode="clip")
+            vectors, places = fetch(shard.item_nums[first : first + COLUMNS])
             length = float(shard.norms[first : first + COLUMNS].max())
-            exact = (floor, queries, vectors.reshape(-1), n_dims, length, hits, lanes)
-            for row in range(0, n_users, ROWS):
-                rows = slice(row, min(row + ROWS, n_users))
-                out = block.tile[: (rows.stop - row) * len(vectors)].view(-1, len(vectors))
-                products.multiply(products.users(rows), first, vectors, out)
-                sweep_rows(
-                    tile,
-                    len(vectors),
-                    len(numbers),
-                    (row, rows.stop),
-                    first,
-                    facts,
-                    heaps,
-                    block.limits,
-                    exact,
-                )
+            exact = (floor, queries, vectors, places, n_dims, length, hits, lanes)
+            _sweep_tile(block, (shard, products), first, heaps, exact)
     return select_topk(heaps[0], _items_of(heaps), task.k)
+
+
+def _sweep_tile(
+    block: _Block,
+    pair: tuple[BulkShard, Products],
+    first: int,
+    heaps: tuple[F32, I64],
+    exact: tuple[Any, ...],
+) -> None:
+    shard, products = pair
+    facts = (products.terms, shard.item_nums, products.coefs)
+    n_columns = min(COLUMNS, len(shard.item_nums) - first)
+    width, tile = _up_to_group(n_columns), block.tile.numpy()
+    for start in range(0, len(block.queries), ROWS):
+        stop = min(start + ROWS, len(block.queries))
+        out = block.tile[: (stop - start) * width].view(-1, width)
+        products.multiply(products.users(slice(start, stop)), first, out)
+        sweep_rows(tile, width, n_columns, (start, stop), first, facts, heaps, block.limits, exact)
+
+
+def _fetcher(matrix: F32, n_users: int) -> Callable[[I64], tuple[F32, I64]]:
+    """How a sweep reads the vectors of a tile: (flat vectors, rows of the tile's items among them)."""
+    if n_users < MANY_USERS:
+        flat = np.ascontiguousarray(matrix).reshape(-1)
+        return lambda numbers: (flat, numbers)
+    room, in_order = np.zeros((COLUMNS, matrix.shape[1]), np.float32), np.arange(COLUMNS)
+
+    def gather(numbers: I64) -> tuple[F32, I64]:
+        np.take(matrix, numbers, axis=0, out=room[: len(numbers)], mode="clip")
+        return room.reshape(-1), in_order
+
+    return gather

@@ -1,0 +1,246 @@
+"""Exact and approximate bulk retrieval against its peers and against a bare matrix product.
+
+    python -m bench.topk [--items 200000] [--users 8192] [--vectors titles.npy] [--quick] [--plot]
+    python -m bench.topk --growth 50000,100000,200000,400000
+
+Seconds are CPU seconds of one thread. Every setting is run once to find its recall; then the exact lanes and
+the fastest setting of each family with IndexRecall@k ≥ 0.99 alternate, and the figures are medians. Building
+indexes is not counted. Lines go to bench/results/topk.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import faiss
+import numpy as np
+import torch
+
+from bench import machine
+from bench.topk_lanes import I64, Lane, approximate_peers, bare_products, exact_peers, ours
+from bench.topk_worlds import Vectors, expanded, made
+from nightjar.kernels.topk import Filters, ItemLists
+
+RESULTS = Path(__file__).parent / "results"
+GOOD = 0.99
+N_SEEN = 1000
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, print a table, append to the results, end with the summary line."""
+    options = _options(argv)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    if options.growth:
+        growth([int(n) for n in options.growth.split(",")], options)
+        return
+    world = _world(options, options.items)
+    lanes = _scout(world, options)
+    chosen = _finalists(lanes)
+    for _ in range(options.rounds):
+        for lane in chosen:
+            _run(lane, world)
+    _table(lanes)
+    summary = _summary(lanes, world, options)
+    _record(options, lanes, summary)
+    if options.plot:
+        _plot(lanes, RESULTS / "topk.png")
+    print(_last_line(summary))
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--items", type=int, default=200_000)
+    parser.add_argument("--users", type=int, default=8192)
+    parser.add_argument("--dims", type=int, default=384)
+    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lists", type=int, default=1024, help="lists of faiss's IVF indexes")
+    parser.add_argument("--vectors", type=Path, help="a .npy of real vectors, cut or grown to --items")
+    parser.add_argument("--quick", action="store_true", help="20,000 items, 1,024 users, one round")
+    parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--growth", help="numbers of items, to fit time against them")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.items, options.users, options.rounds, options.lists = 20_000, 1024, 1, 128
+    return options
+
+
+def _world(options: argparse.Namespace, n_items: int) -> Vectors:
+    if options.vectors:
+        return expanded(np.load(options.vectors), n_items, options.users)
+    return made(n_items, options.users, options.dims)
+
+
+def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
+    """Every lane, its recall known from one run."""
+    mine, search = ours(world.matrix, options.k, options.users, [0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
+    search(world.queries[:64])  # compiles
+    lanes = [*bare_products(world.matrix), *exact_peers(world.matrix, options.k), *mine]
+    lanes += approximate_peers(world.matrix, options.k, options.users, options.lists)
+    truth = search(world.queries)
+    for lane in lanes:
+        found = _run(lane, world)
+        if found is not None:
+            lane.recall = _recall(found, truth)
+        if lane.family in _ALTERNATING:
+            lane.seconds.clear()
+        print(f"  {lane.name:45s} {lane.recall:.4f}", flush=True)
+    filters = _seen(world)
+    seen = Lane("nightjar exact", f"{N_SEEN} seen", lambda queries: search(queries, filters), options.users)
+    return [*lanes, seen]
+
+
+_ALTERNATING = ("sgemm", "faiss Flat", "nightjar exact")
+
+
+def _seen(world: Vectors) -> Filters:
+    """N_SEEN items a user, half of them of the topics he looks at, so that they stand high in his list."""
+    rng = np.random.default_rng(1)
+    n_items, rows = len(world.matrix), []
+    for near in world.near:
+        half = np.unique(near[: N_SEEN // 2])
+        rest = np.setdiff1d(rng.choice(n_items, 2 * N_SEEN), half)
+        rows.append(np.sort(np.concatenate([half, rng.permutation(rest)[: N_SEEN - len(half)]])))
+    indptr = np.cumsum([0] + [len(row) for row in rows])
+    return Filters(ItemLists(indptr.astype(np.int64), np.concatenate(rows)))
+
+
+def _run(lane: Lane, world: Vectors) -> I64 | None:
+    queries = np.ascontiguousarray(world.queries[: lane.n_users])
+    start = time.process_time()
+    found = lane.search(queries)
+    lane.seconds.append((time.process_time() - start) / len(queries))
+    return None if found is None else np.asarray(found)
+
+
+def _recall(found: I64, truth: I64) -> float:
+    """IndexRecall@k: the share of the exact list that was found."""
+    pairs = zip(found, truth[: len(found)], strict=True)
+    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in pairs]))
+
+
+def _finalists(lanes: list[Lane]) -> list[Lane]:
+    """Lanes that always alternate, and of every other family the fastest setting that finds enough."""
+    chosen = [lane for lane in lanes if lane.family in _ALTERNATING]
+    for family in sorted({lane.family for lane in lanes} - set(_ALTERNATING)):
+        good = [lane for lane in lanes if lane.family == family and lane.recall >= GOOD]
+        chosen += sorted(good, key=lambda lane: lane.seconds[0])[:1]
+    return chosen
+
+
+def _micros(lane: Lane) -> float:
+    return 1e6 * statistics.median(lane.seconds)
+
+
+def _summary(lanes: list[Lane], world: Vectors, options: argparse.Namespace) -> dict[str, Any]:
+    """The ratios of the last line; approximate is whatever of ours is fastest at enough recall."""
+    named = {lane.name: _micros(lane) for lane in lanes}
+    good = [lane for lane in lanes if lane.recall >= GOOD]
+    mine = min((lane for lane in good if lane.family.startswith("nightjar")), key=_micros)
+    best = min((lane for lane in good if lane.family.startswith("faiss")), key=_micros)
+    return {
+        "exact_vs_flat": named["faiss Flat"] / named["nightjar exact"],
+        "exact_vs_sgemm": min(named["sgemm torch"], named["sgemm numpy"]) / named["nightjar exact"],
+        "approx_vs_best_faiss": _micros(best) / _micros(mine),
+        "approx": mine.name,
+        "best_faiss": best.name,
+        "index_recall": mine.recall,
+        "exclusion_cost": named[f"nightjar exact {N_SEEN} seen"] / named["nightjar exact"],
+        "sgemm_gflops": 2e-3
+        * len(world.matrix)
+        * options.dims
+        / min(named["sgemm torch"], named["sgemm numpy"]),
+    }
+
+
+def _table(lanes: list[Lane]) -> None:
+    base = min(_micros(lane) for lane in lanes if lane.family == "sgemm")
+    print(f"\n{'method':55s} {'recall@k':>8s} {'µs/user':>9s} {'× sgemm':>8s} rounds")
+    for lane in sorted(lanes, key=_micros):
+        recall, micros = "–" if np.isnan(lane.recall) else f"{lane.recall:.4f}", _micros(lane)
+        print(f"{lane.name:55s} {recall:>8s} {micros:9.0f} {base / micros:8.2f} {len(lane.seconds)}")
+
+
+def _record(options: argparse.Namespace, lanes: list[Lane], summary: dict[str, Any]) -> None:
+    line = {
+        "bench": "topk",
+        "items": options.items,
+        "users": options.users,
+        "k": options.k,
+        "vectors": options.vectors.name if options.vectors else "made",
+        "summary": summary,
+        "lanes": [{"name": lane.name, "recall": lane.recall, "micros": _micros(lane)} for lane in lanes],
+        "machine": machine.facts(),
+    }
+    _append(line)
+
+
+def _append(line: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "topk.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def _last_line(summary: dict[str, Any]) -> str:
+    ratios = ("exact_vs_flat", "exact_vs_sgemm", "approx_vs_best_faiss")
+    shown = [f"{name}={summary[name]:.2f}" for name in ratios]
+    shown += [
+        f"index_recall={summary['index_recall']:.4f}",
+        f"exclusion_cost={summary['exclusion_cost']:.2f}",
+    ]
+    return "bench topk: " + " ".join(shown)
+
+
+def _plot(lanes: list[Lane], path: Path) -> None:
+    """Recall against time for every setting of every family."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for family in sorted({lane.family for lane in lanes if not np.isnan(lane.recall)}):
+        points = sorted(
+            (_micros(lane), lane.recall) for lane in lanes if lane.family == family and lane.recall > 0
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=family)
+    axes.set(xscale="log", xlabel="CPU µs a user", ylabel="IndexRecall@k", ylim=(0.9, 1.003))
+    axes.axhline(GOOD, color="grey", linewidth=0.5)
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def growth(sizes: list[int], options: argparse.Namespace) -> None:
+    """Exact search at several catalogue sizes, and what a line through them says of a large night."""
+    points = []
+    for n_items in sizes:
+        world = _world(options, n_items)
+        [lane], search = ours(world.matrix, options.k, options.users, [])
+        search(world.queries[:64])
+        for _ in range(options.rounds):
+            _run(lane, world)
+        points.append((n_items, _micros(lane)))
+        print(f"{n_items:>10,} items {_micros(lane):8.0f} µs/user", flush=True)
+    slope, fixed = np.polyfit(*zip(*points, strict=True), 1)
+    users, items, cores = 100e6, 10e6, 100 * 32
+    hours = users * (fixed + slope * items) * 1e-6 / cores / 3600
+    print(f"time a user = {fixed:.0f} µs + {1e6 * slope:.0f} µs per million items")
+    print(f"100M users × 10M items on 100 machines of 32 cores as fast as this one: {hours:.1f} hours")
+    _append({"bench": "topk-growth", "points": points, "fit": [fixed, slope], "machine": machine.facts()})
+
+
+if __name__ == "__main__":
+    main()
