@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightjar.engines import bulk
-from nightjar.engines.bulk import compiled, products
+from nightjar.engines.bulk import compiled, dense, products
 from nightjar.engines.bulk.codes import Rotation, encode, fit_rotation, margins
 from nightjar.engines.bulk.search import _score
 from nightjar.engines.shards import Effort
@@ -281,3 +281,26 @@ def test_a_file_that_is_no_bulk_shard_is_refused(tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(ContractError, match="not a bulk shard"):
             bulk.open_shard(tmp_path / "x", hashlib.sha256(content).hexdigest())
+
+
+@settings(deadline=None, max_examples=30)
+@given(worlds(), st.integers(1, 30), st.sampled_from([7, 64, 65_536]))
+def test_dense_search_is_a_full_sort(world: World, k: int, tile: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "ITEMS", tile)
+        patch.setattr(dense, "USERS", 5)
+        found = dense.search_dense(world.queries, k, world.matrix, world.filters, "cpu")
+    assert as_answer(found) == world.answer(k)
+
+
+def test_dense_search_has_the_bytes_of_the_sweep_and_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    for matrix, queries, filters in (gaussian_world(), clustered_world(3000)):
+        found = dense.search_dense(queries, 50, matrix, filters, "cpu")
+        assert same_bytes(found, sweep_topk(queries, matrix, 50, filters))
+    shards = shards_of(matrix, np.arange(len(matrix)) % 2, tmp_path)
+    found = bulk.search_shards(shards[:1], queries, 50, matrix, filters, Effort(device="cpu:0"))
+    assert same_bytes(found, bulk.search_shards(shards[:1], queries, 50, matrix, filters))
+    with pytest.raises(ConfigError, match="device 'nonsense'"):
+        dense.search_dense(queries, 5, matrix, device="nonsense")
+    with pytest.raises(ContractError, match="row 0 is zero"):
+        dense.search_dense(0 * queries, 5, matrix, device="cpu")

@@ -12,7 +12,7 @@ mode stops after a longer probe.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,12 @@ from nightjar.engines.bulk.compiled import (
     score_rows,
     sweep_rows,
 )
+from nightjar.engines.bulk.dense import search_dense
 from nightjar.engines.bulk.products import N_COEFS, Products, products_of
 from nightjar.engines.bulk.shard import BulkShard
 from nightjar.engines.shards import Effort
 from nightjar.errors import ContractError
-from nightjar.kernels.topk import F32, F64, I64, Filters, TopK, select_topk, vector_norms
+from nightjar.kernels.topk import F32, F64, I64, Filters, Mask, TopK, select_topk, vector_norms
 
 USER_BLOCK = 8192  # users that share one pass over the items; 25 MB of vectors and heaps at 384 dimensions
 ROWS = 512
@@ -70,7 +71,8 @@ def search_shards(
 
     Same call, order, filters and errors as `engines.index.search_shards`. Exact, and n_found is k wherever k
     allowed items exist in the shards, unless effort.probe_share asks for the approximate mode: then only that
-    share of the lists is searched, except for users who would be short.
+    share of the lists is searched, except for users who would be short. effort.device other than "cpu" hands
+    the whole search to `bulk.dense`, always exact.
     """
     filters, effort = filters or Filters(), effort or Effort()
     if k < 1:
@@ -78,7 +80,10 @@ def search_shards(
     query_norms = vector_norms(queries, "queries", matrix.shape[1])
     filters = filters.checked(len(queries), len(matrix))
     shards = [shard for shard in shards if len(shard.item_nums)]
-    _check_shards(shards, matrix)
+    held = _held(shards, matrix)
+    if effort.device != "cpu":
+        allowed = held if filters.eligible is None else filters.eligible & held
+        return search_dense(queries, k, matrix, replace(filters, eligible=allowed), effort.device)
     result = TopK.nothing(len(queries), k)
     task = Task(shards, matrix, k, effort)
     n_blocks = max(effort.threads, -(-len(queries) // USER_BLOCK))
@@ -96,7 +101,8 @@ def search_shards(
     return result
 
 
-def _check_shards(shards: list[BulkShard], matrix: F32) -> None:
+def _held(shards: list[BulkShard], matrix: F32) -> Mask:
+    """Which items the shards hold; ContractError on shards that do not belong to the matrix or overlap."""
     held = np.zeros(len(matrix), dtype=np.bool_)
     for shard in shards:
         top = int(shard.item_nums.max())
@@ -113,6 +119,7 @@ def _check_shards(shards: list[BulkShard], matrix: F32) -> None:
         if held[shard.item_nums].any():
             raise ContractError("two shards hold the same item; shards must tile the items")
         held[shard.item_nums] = True
+    return held
 
 
 @dataclass(frozen=True)
