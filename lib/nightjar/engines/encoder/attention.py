@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,17 @@ from nightjar.engines.encoder.packing import PackedBatch
 
 NAME = "nightjar_varlen"
 
-try:  # torch >= 2.10
+try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:
+except ImportError:  # torch < 2.10
     varlen_attn = None
+
+# torch 2.12 gave the kernel windows and grouped heads; an older one is left to SDPA by runs.
+_KERNEL_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn else frozenset()
+_KERNEL_IS_HERE = {"window_size", "enable_gqa", "scale"} <= _KERNEL_OPTIONS
+# One split of the keys: a vector that does not depend on what else is in the batch. ROCm's kernel rejects the
+# option.
+_ONE_SPLIT = {"num_splits": 1} if "num_splits" in _KERNEL_OPTIONS and torch.version.hip is None else {}
 
 
 @dataclass
@@ -99,9 +107,18 @@ def varlen_attention(
         left = window - 1 if window else -1
         right = 0 if causal else left
         out = varlen_attn(
-            q, k, v, layout.cu_lengths, layout.cu_lengths, layout.max_length, layout.max_length,
-            scale=scaling, window_size=(left, right), enable_gqa=q.shape[1] != k.shape[1], num_splits=1,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            layout.cu_lengths,
+            layout.cu_lengths,
+            layout.max_length,
+            layout.max_length,
+            scale=scaling,
+            window_size=(left, right),
+            enable_gqa=q.shape[1] != k.shape[1],
+            **_ONE_SPLIT,
+        )
     else:
         out = _by_runs(layout, (q, k, v), scaling, causal, window)
     return out.unsqueeze(0), None
@@ -110,7 +127,7 @@ def varlen_attention(
 def _kernel_takes(q: torch.Tensor) -> bool:
     """Whether torch's flash kernel runs these heads: CUDA, half precision, size a multiple of 8 up to 256."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    return varlen_attn is not None and q.is_cuda and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return _KERNEL_IS_HERE and q.is_cuda and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def _by_runs(
