@@ -39,7 +39,8 @@ def night(
     seen: dict[str, set[str]] = defaultdict(set)
     for user, item in weights:
         seen[user].add(item)
-    vectors = item_vectors(config, embeddings.astype(np.float64), weights, num)
+    directions = item_vectors(config, embeddings.astype(np.float64), weights, num)
+    vectors = directions * norms(config, end, last, weights, len(items), num)[:, None]
     popular = popularity(config, end, liked, weights, items, segments)
     users = sorted({e["user_id"] for e in events} | set(segments))
     lists = {}
@@ -93,6 +94,26 @@ def item_vectors(
     return unit(V + params.smooth_weight * unit(total))
 
 
+def norms(
+    config: NightConfig,
+    end: datetime,
+    last: Mapping[tuple[str, str], datetime],
+    weights: Mapping[Any, int],
+    n: int,
+    num: Mapping[str, int],
+) -> np.ndarray:
+    """How much each item counts: its share of recent users against everybody's, pulled to 1 by 5 users."""
+    ever, recent = [0.0] * n, [0.0] * n
+    for key, weight in weights.items():
+        if weight > 0:
+            age = (end - last[key]) / timedelta(days=1)
+            ever[num[key[1]]] += 1
+            recent[num[key[1]]] += 2 ** (-age / config.learn_taste.freshness_half_life_days)
+    share = sum(recent) / sum(ever)
+    ratios = [(r + 5 * share) / (share * (e + 5)) for r, e in zip(recent, ever, strict=True)]
+    return np.array(ratios) ** config.learn_taste.freshness_power
+
+
 def unit(X: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(X, axis=1, keepdims=True)
     return np.where(norms > 1e-9, X / np.maximum(norms, 1e-9), 0)
@@ -134,7 +155,7 @@ def one_list(
         config.rank.k,
         [at for at, item in enumerate(items) if item.get("available", True) and item["item_id"] not in seen],
     )
-    user = sum((mine[item] / ONE * V[num[item]] for item in profile), np.zeros(V.shape[1]))
+    user = sum((mine[item] / ONE * unit(V)[num[item]] for item in profile), np.zeros(V.shape[1]))
     out: list[tuple[str, float | None, str]] = []
     if np.linalg.norm(user) > 1e-6:
         user = user / np.linalg.norm(user)

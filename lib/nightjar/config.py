@@ -78,6 +78,9 @@ class Files(Section):
     multiline: bool = Field(
         False, description="csv: quoted fields may hold line breaks; such a file is read by one task"
     )
+    names: tuple[str, ...] = Field(
+        (), description="csv without a header line: the names of its columns, in order"
+    )
     days: Days = Field(
         1,
         description="items, triples and users: how many dates up to ds a path with {ds} is read for; 1 for "
@@ -279,9 +282,9 @@ class LearnTaste(Section):
     shrinkage: Share = Field(
         0.05, description="pulls small variances towards the mean before dividing by them"
     )
-    smooth_weight: Factor = Field(
-        1.0, description="how much of its co-occurrence neighbours an item takes on"
-    )
+    smooth_weight: Factor = Field(1.0, description="how much of its co-occurrence neighbours an item takes on")
+    freshness_power: Share = Field(0.5, description="how much an item counts for being on the rise; 0: not at all")
+    freshness_half_life_days: float = Field(30.0, gt=0, allow_inf_nan=False)
     resources: Resources = resources()
 
 

@@ -314,10 +314,11 @@ POPULARITY = Table(
 )
 ITEM_VECTORS = Table(
     "item_vectors",
-    _schema(("item_id", TEXT), ("item_num", LONG), ("vector", VECTOR)),
+    # The vector's direction is what the item is about, its length (norm) how much it counts now.
+    _schema(("item_id", TEXT), ("item_num", LONG), ("vector", VECTOR), ("norm", FLOAT)),
     key=("item_id",),
     vector="vector",
-    checks=(finite("vector"), at_least("item_num", 0)),
+    checks=(finite("vector"), finite("norm"), at_least("item_num", 0)),
 )
 USER_VECTORS = Table(
     "user_vectors",

@@ -178,7 +178,10 @@ def test_reasons_name_history_and_shares_are_true(ran: Ran) -> None:
     user = "u003"
     history = {item: weight / 2**20 for (who, item), weight in weights.items() if who == user}
     for row in ran.lists()[user]:
-        terms = {item: weight * float(V[item] @ V[row["item_id"]]) for item, weight in history.items()}
+        one = V[row["item_id"]]
+        terms = {
+            item: weight * float(V[item] @ one) / np.linalg.norm(V[item]) for item, weight in history.items()
+        }
         positive = sum(value for value in terms.values() if value > 0)
         best = sorted(terms.items(), key=lambda pair: -pair[1])[:2]
         for reason, (item, term) in zip(row["reason"], [pair for pair in best if pair[1] > 0], strict=True):
@@ -294,7 +297,12 @@ def test_an_approximate_index_below_the_floor_is_refused(ran: Ran, tmp_path: Pat
     users |= {"n_events": [1] * len(U), "last_event_time": [night.end] * len(U)}
     made = {
         ITEMS: items,
-        ITEM_VECTORS: {"item_id": item_ids, "item_num": nums, "vector": vector_column(V)},
+        ITEM_VECTORS: {
+            "item_id": item_ids,
+            "item_num": nums,
+            "vector": vector_column(V),
+            "norm": [1.0] * len(V),
+        },
         USER_VECTORS: users,
         INTERACTIONS: INTERACTIONS.schema.empty_table().to_pydict(),
     }

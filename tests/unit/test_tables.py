@@ -203,9 +203,12 @@ def test_every_contract_is_sound(table: Table) -> None:
 
 
 def test_columns_come_in_the_order_of_the_contract() -> None:
-    rows = pa.table({"vector": vector_column(np.eye(2)), "item_num": [0, 1], "item_id": ["a", "b"]})
+    rows = pa.table(
+        {"norm": [1.0, 1.0], "vector": vector_column(np.eye(2)), "item_num": [0, 1], "item_id": ["a", "b"]}
+    )
     schema = ITEM_VECTORS.arrow_schema(2)
-    assert ITEM_VECTORS.conform(rows, schema, "rows").schema.names == ["item_id", "item_num", "vector"]
+    assert ITEM_VECTORS.conform(rows, schema, "rows").schema.names == schema.names
+    assert schema.names == ["item_id", "item_num", "vector", "norm"]
 
 
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 1.5, "x"])

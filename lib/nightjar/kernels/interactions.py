@@ -36,6 +36,14 @@ class Histories:
         indptr = np.r_[0, np.cumsum(counts)].astype(np.int64)
         return sparse.csr_matrix((self.weights[kept], self.item_nums[kept], indptr), (len(self), n_items))
 
+    def profile_of_directions(self, norms: np.ndarray) -> sparse.csr_matrix:
+        """The profile for item vectors of the given lengths (n_items,): weights / norms, so that a history
+        sums directions whatever the items count now.
+        """
+        weights = self.profile(len(norms))
+        weights.data /= norms[weights.indices]
+        return weights
+
     def aligned(self, user_ids: np.ndarray) -> Histories:
         """The histories of the given users in their order; a user without one gets an empty row."""
         order = np.argsort(self.user_ids, kind="stable")

@@ -53,11 +53,11 @@ class AggregatePart:
         return self.attempt.write_part(bucket, self._tables(bucket))
 
     def _tables(self, bucket: int) -> Iterator[pa.Table]:
-        V = mapped_matrix(self.vectors)
+        V, norms = mapped_matrix(self.vectors), self.vectors.read(["norm"])["norm"].to_numpy()
         people = self.users.read_part(self.users.parts[bucket], ["user_id", "n_events", "last_event_time"])
         for block in stream_histories(self.interactions, bucket):
-            # The float32 sum follows the order of item numbers; only the direction counts.
-            U = unit_rows(block.profile(len(V)) @ V)
+            # The float32 sum follows the order of item numbers; only the direction of U counts.
+            U = unit_rows(block.profile_of_directions(norms) @ V)
             useful = np.linalg.norm(U, axis=1) > 0.5
             yield _rows(block.user_ids[useful], U[useful], people)
 

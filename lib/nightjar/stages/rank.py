@@ -71,7 +71,7 @@ class _Inputs:
 
     @property
     def key(self) -> str:
-        commits = (self.items, self.popularity)
+        commits = (self.items, self.vectors, self.popularity)
         return " ".join([self.items.dataset.store.root, *(one.manifest.fingerprint for one in commits)])
 
 
@@ -80,13 +80,15 @@ class Catalogue:
     """The item side of ranking in memory; row = item number.
 
     item_ids: (n,) strings; available: (n,) bool; category: (n,) int64, −1 for none; popularity: (n,) float32
-    in 0…1 for everyone; fallbacks: for each segment the orders to fill from.
+    in 0…1 for everyone; norms: (n,) float32, lengths of the item vectors; fallbacks: for each segment the
+    orders to fill from.
     """
 
     item_ids: np.ndarray
     available: np.ndarray
     category: np.ndarray
     popularity: np.ndarray
+    norms: np.ndarray
     fallbacks: dict[str, tuple[Fallback, ...]]
 
     @property
@@ -125,7 +127,8 @@ def _read_catalogue(inputs: _Inputs) -> Catalogue:
         mine = Fallback(nums[segment_of == segment], SEGMENT)
         orders[str(segment)] = (mine, *orders[EVERYONE])
     codes = codes.fill_null(-1).to_numpy().astype(np.int64)
-    return Catalogue(strings(items["item_id"]), available, codes, weights, orders)
+    norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
+    return Catalogue(strings(items["item_id"]), available, codes, weights, norms, orders)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class RankPart:
 
     def _reasons(self, histories: Histories, lists: np.ndarray) -> Reasons:
         V = mapped_matrix(self.inputs.vectors)
-        profile = histories.profile(len(V))
+        profile = histories.profile_of_directions(_load(self.inputs).norms)
         history = profile.indptr.astype(np.int64), profile.indices.astype(np.int64)
         return contributions(history, profile.data, V, lists, self.params.n_reasons)
 
