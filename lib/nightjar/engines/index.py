@@ -12,6 +12,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from faiss.contrib.inspect_tools import get_invlist
 
 from nightjar.engines.shards import Effort, ShardFacts, check_items, check_sha256, write_whole
 from nightjar.errors import ConfigError, ContractError
@@ -35,6 +36,7 @@ api: Any = faiss  # its stubs lack the keyword parameters that the package adds 
 
 QUERY_BLOCK = 1024
 SLACK = 16  # fetched beyond k and the listed items, so that a tie at the boundary rarely needs a second pass
+QUERIES_PER_LIST = 4  # a list shared by fewer is not worth a matrix product of its own
 MAX_FETCH = 4096  # a longer FAISS result list costs more than the sweep of that user
 
 
@@ -236,7 +238,7 @@ class _Searchers:
         columns, bound = [], np.full(len(queries), -np.inf)
         for shard in self.shards:
             wanted = min(n_fetch, len(shard.item_nums))
-            proposed, item_nums = shard.index.search(queries, wanted, params=_parameters(shard, effort))
+            proposed, item_nums = _propose(shard, queries, wanted, effort)
             if wanted < len(shard.item_nums):
                 bound = np.maximum(bound, proposed[:, -1])
             columns.append(np.where(filters.allowed(item_nums), item_nums, -1))
@@ -252,6 +254,38 @@ def _certain(found: TopK, bound: F64, margin: F64) -> Any:
     item number. A bound of -inf says that everything was returned.
     """
     return (found.scores[:, -1] > bound + margin) | np.isneginf(bound)
+
+
+def _propose(shard: Shard, queries: F32, wanted: int, effort: Effort) -> tuple[F32, I64]:
+    """FAISS's best `wanted` items of each query and their scores, list by list where that is faster."""
+    inner = faiss.downcast_index(shard.index.index)
+    if type(inner) is faiss.IndexIVFFlat:
+        n_probe = min(effort.nprobe, inner.nlist)
+        if len(queries) * n_probe >= QUERIES_PER_LIST * inner.nlist:
+            return _search_by_list(inner, shard.item_nums, queries, wanted, n_probe)
+    found: tuple[F32, I64] = shard.index.search(queries, wanted, params=_parameters(shard, effort))
+    return found
+
+
+def _search_by_list(ivf: Any, item_nums: I64, queries: F32, wanted: int, n_probe: int) -> tuple[F32, I64]:
+    """Search an IVF-Flat list by list: one matrix product for all queries that visit a list.
+
+    The method of faiss.contrib.big_batch_search, which prints a line for every list and whose inner products
+    (faiss.pairwise_distances) are no matrix product: 11 ms a list of 195 vectors and 192 queries, here 0.3.
+    """
+    _, lists = ivf.quantizer.search(queries, n_probe)
+    visits = lists.reshape(-1)
+    order = np.argsort(visits, kind="stable")
+    starts = np.searchsorted(visits[order], np.arange(ivf.nlist + 1))
+    heap = faiss.ResultHeap(len(queries), wanted, keep_max=True)
+    for at in np.flatnonzero(np.diff(starts)):
+        users = order[starts[at] : starts[at + 1]] // n_probe
+        positions, codes = get_invlist(ivf.invlists, int(at))
+        if len(positions):
+            vectors = codes.view(np.float32)
+            heap.add_result_subset(users, queries[users] @ vectors.T, positions)
+    heap.finalize()
+    return heap.D, np.where(heap.I >= 0, item_nums[heap.I], -1)
 
 
 def _parameters(shard: Shard, effort: Effort) -> Any | None:
