@@ -26,18 +26,23 @@ Work = Callable[[int], Result]
 
 
 def connect(config: RayConfig) -> None:
-    """Joins the cluster of `ray.address` or RAY_ADDRESS, or starts one on this machine; once a process."""
+    """Joins the cluster of `ray.address` or RAY_ADDRESS, or starts one on this machine; once a process.
+
+    Inside a Ray job that is the job's own cluster, whatever the configuration says.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray 2.60 would hide GPUs from tasks that ask for none by setting an empty variable; torch warns on it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = _address(config)
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
+            # Ray's default of 15 steps nicer starves the actors beside anything else that runs here.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
                 num_cpus=config.num_cpus or os.cpu_count(),
                 object_store_memory=config.object_store_bytes,
@@ -50,6 +55,20 @@ def connect(config: RayConfig) -> None:
             f"Ray {where} cannot be reached or started ({' '.join(str(error).split())[:300]}); check the "
             "address and the token (`nightjar doctor`)"
         ) from None
+
+
+def _address(config: RayConfig) -> str | None:
+    """Which cluster to join, or None to start one."""
+    given = os.environ.get("RAY_ADDRESS")
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # set by Ray, beside RAY_ADDRESS, in a submitted job
+        return given
+    address = config.address or given
+    if address and address.startswith(("http://", "https://")):
+        raise StageError(
+            f"{address} is where Ray jobs are submitted, which ./spark-submit.sh does; to join that cluster from "
+            "here name its head as host:6379"
+        )
+    return address
 
 
 def share(value: Any) -> Any:

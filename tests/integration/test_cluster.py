@@ -1,0 +1,90 @@
+"""The night through `spark-submit` and `ray job submit`, on a Spark and a Ray cluster of this machine."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import RayCluster, python_without_nightjar, ray_cluster
+from tests.conftest import ROOT
+from tests.small_night import SmallWorld, nightjar, published, small_world
+
+SPARK_MASTER = "local-cluster[2,1,1024]"
+"""Two workers of one core and 1 GiB, each a process with executors of its own."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """What the tests share. python: an interpreter that finds no Nightjar but a shipped one."""
+
+    folder: Path
+    world: SmallWorld
+    python: Path
+    ray: RayCluster
+
+    def submit(self, config: Path, *stages: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """spark-submit.sh against both clusters."""
+        # Nodes of a standalone cluster share a secret; conf/spark-defaults.conf turns authentication on.
+        spark = {"SPARK_MASTER": SPARK_MASTER, "SPARK_ARGS": "--conf spark.authenticate.secret=of-this-test"}
+        spark |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "127.0.0.1"}
+        return subprocess.run(
+            [str(ROOT / "spark-submit.sh"), self.world.facts["last_day"], str(config), *stages],
+            env={**self.ray.env, **spark, "RAY_ADDRESS": self.ray.jobs, "PYTHON": str(self.python), **env},
+            capture_output=True,
+            text=True,
+            timeout=560,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    folder = tmp_path_factory.mktemp("cluster")
+    python = python_without_nightjar(folder / "bare")
+    found = subprocess.run(
+        [str(python), "-c", "import pyspark, ray, nightjar"], capture_output=True, cwd=folder
+    )
+    assert b"No module named 'nightjar'" in found.stderr, "this interpreter must depend on what is shipped"
+    with ray_cluster(python, folder / "cache") as cluster:
+        yield Here(folder, small_world(folder / "raw"), python, cluster)
+
+
+def test_a_wrong_or_missing_token_is_refused_before_anything_runs(here: Here) -> None:
+    config = here.world.config(here.folder / "refused")
+    wrong = here.folder / "wrong-token"
+    wrong.write_text("0" * 64)
+    for env, word in (
+        ({"RAY_AUTH_TOKEN_PATH": str(wrong)}, "Invalid authentication token"),
+        ({"RAY_AUTH_TOKEN_PATH": str(here.folder / "no-such-file")}, "cannot be opened"),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": ""}, "Missing authentication token"),
+    ):
+        refused = here.submit(config, **env)
+        assert refused.returncode == 2, refused.stderr
+        assert word in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert here.ray.token.read_text() not in refused.stdout + refused.stderr
+    assert not (here.folder / "refused").exists()
+
+
+@pytest.mark.timeout(600)
+def test_both_clusters_publish_what_one_machine_does(here: Here) -> None:
+    submitted = here.submit(here.world.config(here.folder / "cluster"))
+    assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-6000:]
+    for stage in ("encode_items", "learn_taste", "build_index", "retrieve"):
+        assert f"jobs/{stage}.py" in submitted.stdout, f"{stage} did not go through ray job submit"
+    assert submitted.stdout.count("succeeded") == 4
+    local = nightjar("run", "--config", here.world.config(here.folder / "local"), cache=here.folder / "cache")
+    assert local.returncode == 0, local.stderr
+    assert published(here.folder / "cluster") == published(here.folder / "local")
+
+
+def test_a_failing_job_fails_the_night(here: Here) -> None:
+    empty = here.world.config(here.folder / "nothing-cleaned")
+    for stage, says in (("encode_items", "item_text has no commit"), ("rank", "candidates has no commit")):
+        failed = here.submit(empty, stage)
+        assert failed.returncode != 0
+        assert says in failed.stdout + failed.stderr
