@@ -127,6 +127,14 @@ PARQUET = [
 ]  # fmt: skip
 
 
+PLAIN = [
+    Case("plain", b"", "n1", {"user_id": "ann", "value": 2.0, "event_time": utc("2026-03-30T10:00:00")}),
+    Case("a quote is a letter", b"", 'n"2', {"user_id": '"bob'}),
+    Case("too few columns", b"", "n3", "unreadable"),
+    Case("word as time", b"", "n4", "bad_time"),
+]
+
+
 def write_dirty(folder: Path) -> dict[str, Any]:
     """The files of the dirty list, and the scenes that read them."""
     (folder / "csv").mkdir(parents=True)
@@ -139,6 +147,9 @@ def write_dirty(folder: Path) -> dict[str, Any]:
     turned = b"time,type,item,user,query,value\n2026-03-30T10:00:00,view,turned,ann,,4\n"
     (folder / "csv" / "turned.csv").write_bytes(turned)
     (folder / "log.jsonl").write_bytes(b"\n".join(case.line for case in JSONL))
+    (folder / "plain.dat").write_text(
+        'ann::n1::2::20260330 1000\n"bob::n"2::::20260330 1000\nann::n3\nann::n4::1::yesterday\n'
+    )
     write_parquet(folder / "parquet")
     mapped = {
         "user_id": "user",
@@ -165,6 +176,17 @@ def write_dirty(folder: Path) -> dict[str, Any]:
             "time": {"format": "epoch_seconds"},
             "event_types": types,
             "not_items_sql": "item_id like 'POSTAGE%'",
+        },
+        "plain": {
+            "path": f"{folder}/plain.dat",
+            "format": "csv",
+            "names": ["who", "what", "n", "when"],
+            "delimiter": "::",
+            "quote": "",
+            "columns": {"user_id": "who", "item_id": "what", "event_time": "when", "value": "n"},
+            "sql": {"event_type": "'view'"},
+            "time": {"format": "yyyyMMdd HHmm"},
+            "event_types": types,
         },
         "parquet": {
             "path": f"{folder}/parquet/*.parquet",

@@ -28,7 +28,18 @@ from nightjar.store import damage
 from nightjar.tables import EVENTS, QUARANTINE
 from tests.conftest import ROOT, MakeNight, config_of, real_data, run
 from tests.integration import dirty_logs
-from tests.integration.dirty_cases import CSV, JSONL, LINE, PARQUET, REFUSED, SCENE, TIME, Case, write_dirty
+from tests.integration.dirty_cases import (
+    CSV,
+    JSONL,
+    LINE,
+    PARQUET,
+    PLAIN,
+    REFUSED,
+    SCENE,
+    TIME,
+    Case,
+    write_dirty,
+)
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -65,7 +76,7 @@ def dirty(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Clea
 
 ALL_CASES = [
     pytest.param(scene, case, id=f"{scene}: {case.name}")
-    for scene, cases in (("csv", CSV), ("json", JSONL), ("parquet", PARQUET))
+    for scene, cases in (("csv", CSV), ("json", JSONL), ("parquet", PARQUET), ("plain", PLAIN))
     for case in cases
 ]
 
@@ -101,7 +112,8 @@ def test_no_row_of_the_dirty_list_is_lost(dirty: Cleaned) -> None:
     assert dirty.metrics["scenes"]["csv"]["raw"] == len(CSV) + 1
     assert dirty.metrics["scenes"]["json"]["raw"] == len(JSONL)
     assert dirty.metrics["scenes"]["parquet"]["raw"] == len(PARQUET)
-    assert len(dirty.events) + len(dirty.quarantine) == len(CSV) + 1 + len(JSONL) + len(PARQUET)
+    assert dirty.metrics["scenes"]["plain"]["raw"] == len(PLAIN)
+    assert len(dirty.events) + len(dirty.quarantine) == len(ALL_CASES) + 1
     assert dirty.metrics["quarantine"] == Counter(row["reason"] for row in dirty.quarantine)
 
 
@@ -115,7 +127,7 @@ def test_a_reject_keeps_its_line_and_names_its_file(dirty: Cleaned) -> None:
     assert by_reason["below_zero"]["payload"] == f"ann,c28,view,{TIME},-1,,"
     assert by_reason["below_zero"]["source_file"] == "day+2%20.csv"
     files = {row["source_file"] for row in dirty.quarantine}
-    assert files == {"day+2%20.csv", "day [1].csv", "log.jsonl", "c.parquet", "e.parquet"}
+    assert files == {"day+2%20.csv", "day [1].csv", "log.jsonl", "c.parquet", "e.parquet", "plain.dat"}
     [one] = [row for row in dirty.quarantine if row["source_file"] == "e.parquet"]
     assert json.loads(one["payload"])["user"] == "p8 has none"
 

@@ -129,7 +129,7 @@ class RawTable:
         names = _distinct(layout.columns)
         reader = self.spark.read.schema(_text_schema(names)).options(**_PERMISSIVE)
         reader = reader.options(sep=self.files.delimiter, quote=self.files.quote, escape=self.files.quote)
-        frame = reader.options(header=True, multiLine=True).csv(_escaped(layout.files))
+        frame = reader.options(header=bool(layout.header), multiLine=True).csv(_escaped(layout.files))
         row = F.struct(*map(quoted, (*names, _CORRUPT)))
         marked = frame.select("*", row.alias(ROW), _source(layout.files))
         return marked.withColumn(UNREADABLE, F.col(_CORRUPT).isNotNull()).drop(_CORRUPT)

@@ -102,10 +102,15 @@ def _parquet_layout(files: Files, raw: RawFile, where: str) -> Layout:  # noqa: 
 
 
 def _csv_layout(files: Files, raw: RawFile, where: str) -> Layout:
+    if files.names:
+        return Layout(files.names, (raw,))
     line = _head(raw, where).partition("\n")[0].rstrip("\r").removeprefix("\ufeff")
     if not line.strip():
         raise InputError(f"{where}: {raw.name} begins with a blank line where its header should be")
-    columns = next(csv.reader([line], delimiter=files.delimiter, quotechar=files.quote))
+    if files.quote and len(files.delimiter) == 1:
+        columns = next(csv.reader([line], delimiter=files.delimiter, quotechar=files.quote))
+    else:
+        columns = line.split(files.delimiter)
     return Layout(tuple(columns), (raw,), header=line)
 
 
