@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from bench import machine
-from bench.topk_lanes import I64, Lane, approximate_peers, bare_products, exact_peers, ours
+from bench.topk_lanes import I64, Lane, Search, approximate_peers, bare_products, exact_peers, ours
 from bench.topk_worlds import Vectors, expanded, made
 from nightjar.kernels.topk import Filters, ItemLists
 
@@ -98,22 +98,25 @@ def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
         if lane.family in _ALTERNATING:
             lane.seconds.clear()
         print(f"  {lane.name:45s} {lane.recall:.4f}", flush=True)
-    filters = _seen(world)
-    seen = Lane("nightjar exact", f"{N_SEEN} seen", lambda queries: search(queries, filters), options.users)
-    return [*lanes, seen]
+    for label, first in (("seen", world.own), ("seen, half of the user's topics", list(world.near[:, :500]))):
+        filters = _seen(first, len(world.matrix))
+        lanes.append(Lane("nightjar exact", f"{N_SEEN} {label}", _excluding(search, filters), options.users))
+    return lanes
+
+
+def _excluding(search: Search, filters: Filters) -> Search:
+    return lambda queries: search(queries, filters)
 
 
 _ALTERNATING = ("sgemm", "faiss Flat", "nightjar exact")
 
 
-def _seen(world: Vectors) -> Filters:
-    """N_SEEN items a user, half of them of the topics he looks at, so that they stand high in his list."""
-    rng = np.random.default_rng(1)
-    n_items, rows = len(world.matrix), []
-    for near in world.near:
-        half = np.unique(near[: N_SEEN // 2])
-        rest = np.setdiff1d(rng.choice(n_items, 2 * N_SEEN), half)
-        rows.append(np.sort(np.concatenate([half, rng.permutation(rest)[: N_SEEN - len(half)]])))
+def _seen(first: list[I64], n_items: int) -> Filters:
+    """N_SEEN items a user: those given first, the rest drawn from all items."""
+    rng, rows = np.random.default_rng(1), []
+    for mine in first:
+        rest = np.setdiff1d(rng.choice(n_items, 2 * N_SEEN), mine)
+        rows.append(np.sort(np.concatenate([np.unique(mine), rng.permutation(rest)])[:N_SEEN]))
     indptr = np.cumsum([0] + [len(row) for row in rows])
     return Filters(ItemLists(indptr.astype(np.int64), np.concatenate(rows)))
 

@@ -24,6 +24,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Search = Callable[[F32], Any]
 TILE = 8192
+GRAPH_LIMIT = 200_000  # building the graph takes a minute of CPU there and more than linearly longer beyond
 
 
 @dataclass
@@ -129,6 +130,8 @@ def approximate_peers(matrix: F32, k: int, n_users: int, n_lists: int) -> list[L
     """faiss for bulk search, over the settings that matter: lists probed, refinement, beam."""
     lanes = _ivf_flat(matrix, k, n_users, n_lists)
     lanes += _fast_scan(matrix, k, n_lists)
+    if len(matrix) > GRAPH_LIMIT:
+        return lanes
     graph = faiss.IndexHNSWFlat(matrix.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = 64
     graph.add(matrix)

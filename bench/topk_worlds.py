@@ -23,10 +23,14 @@ TOPIC_SIZE = 100  # items a topic; 2,000 topics at 200,000 items
 
 @dataclass(frozen=True)
 class Vectors:
-    """matrix (n, d) and queries (q, d) float32 of length 1; near (q, m) items of a user's topics."""
+    """matrix (n, d) and queries (q, d) float32 of length 1.
+
+    own: each user's 5 to 50 items; near (q, m): draws from all items of the user's topics.
+    """
 
     matrix: F32
     queries: F32
+    own: list[I64]
     near: I64
 
 
@@ -80,6 +84,7 @@ def _with_users(matrix: F32, topic: I64, n_users: int, rng: np.random.Generator)
     starts = np.searchsorted(topic[order], np.arange(topic.max() + 2))
     filled = np.flatnonzero(np.diff(starts))
     queries, near = np.empty((n_users, matrix.shape[1]), np.float32), np.empty((n_users, 1000), np.int64)
+    own = []
     for user in range(n_users):
         liked = rng.choice(filled, rng.integers(1, 7))
         pool = np.concatenate([order[starts[at] : starts[at + 1]] for at in liked])
@@ -87,8 +92,9 @@ def _with_users(matrix: F32, topic: I64, n_users: int, rng: np.random.Generator)
         queries[user] = (rng.uniform(0.1, 1.1, len(items)).astype(np.float32)[:, None] * matrix[items]).sum(
             axis=0
         )
+        own.append(items)
         near[user] = rng.choice(pool, 1000)
-    return Vectors(np.ascontiguousarray(matrix), unit(queries), near)
+    return Vectors(np.ascontiguousarray(matrix), unit(queries), own, near)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
