@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from nightjar.config import Resources, Retrieve
 from nightjar.engines import actors
-from nightjar.engines.index import Effort, Shard, index_recall, open_shard, search_shards
+from nightjar.engines.index import Shard, index_recall, open_shard, search_shards
+from nightjar.engines.shards import Effort
 from nightjar.errors import GateError
 from nightjar.kernels.sweep import sweep_topk
 from nightjar.kernels.topk import Filters, ItemLists, TopK
