@@ -175,7 +175,7 @@ def _inputs(stage: Stage, night: Night) -> dict[str, tuple[Committed, ...]]:
     found: dict[str, tuple[Committed, ...]] = {}
     for source in stage.reads:
         if isinstance(source, Table):
-            found[source.name] = (night.dataset(source).require(_writer_of(source)),)
+            found[source.name] = (night.dataset(source).require(source.made_by),)
         elif isinstance(source, Window):
             found[source.table.name] = _window(source.table, night)
     return found
@@ -183,7 +183,7 @@ def _inputs(stage: Stage, night: Night) -> dict[str, tuple[Committed, ...]]:
 
 def _window(table: Table, night: Night) -> tuple[Committed, ...]:
     """Commits of the dates that count as history; ds itself must be there."""
-    today = night.dataset(table).require(_writer_of(table))
+    today = night.dataset(table).require(table.made_by)
     cleaning = night.config.clean_events
     if cleaning.history == "snapshot":
         return (today,)
@@ -191,12 +191,6 @@ def _window(table: Table, night: Night) -> tuple[Committed, ...]:
     dates = [text for text in committed_dates(night.store, table) if str(oldest) <= text < str(night.ds)]
     earlier = (Dataset(night.store, table, text).committed() for text in dates)
     return (*(found for found in earlier if found is not None), today)
-
-
-def _writer_of(table: Table) -> str:
-    from nightjar.pipeline import NIGHT  # the declaration imports Stage from here
-
-    return next((stage.name for stage in NIGHT if table in stage.writes), "run")
 
 
 def _identity(stage: Stage, night: Night) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Table:
     checks: invariants of a row group beyond types, nulls and key uniqueness inside a part.
     whole: an invariant of all rows that share the first key column (a user's list), which are never cut
     for it, wherever a row group ends.
+    made_by: the stage that writes it, named when it is missing.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Table:
     vector: str | None = None
     checks: tuple[Check, ...] = ()
     whole: Check | None = None
+    made_by: str = "run"
 
     def arrow_schema(self, dim: int | None = None) -> pa.Schema:
         """The schema to write; `dim` is the length of the vector column, needed where there is one."""
@@ -248,12 +250,23 @@ EVENTS = Table(
     ),
     key=("event_id",),
     checks=(not_blank("event_id"), not_blank("user_id")),
+    made_by="clean_events",
 )
 QUARANTINE_SCHEMA = _schema(
     ("stage", TEXT), ("scene", TEXT), ("reason", TEXT), ("payload", TEXT), ("source_file", TEXT)
 )
-QUARANTINE = Table("quarantine", QUARANTINE_SCHEMA, checks=(not_blank("reason"),))
-ITEMS_QUARANTINE = Table("items_quarantine", QUARANTINE_SCHEMA, checks=(not_blank("reason"),))
+QUARANTINE = Table(
+    "quarantine",
+    QUARANTINE_SCHEMA,
+    checks=(not_blank("reason"),),
+    made_by="clean_events",
+)
+ITEMS_QUARANTINE = Table(
+    "items_quarantine",
+    QUARANTINE_SCHEMA,
+    checks=(not_blank("reason"),),
+    made_by="build_items",
+)
 ITEMS = Table(
     "items",
     _schema(
@@ -268,12 +281,14 @@ ITEMS = Table(
     ),
     key=("item_id",),
     checks=(not_blank("item_id"), at_least("item_num", 0)),
+    made_by="build_items",
 )
 ITEM_TEXT = Table(
     "item_text",
     _schema(("item_id", TEXT), ("item_num", LONG), ("text", TEXT), ("text_hash", TEXT)),
     key=("item_id",),
     checks=(not_blank("text"), at_least("item_num", 0)),
+    made_by="build_items",
 )
 ITEM_EMBEDDINGS = Table(
     "item_embeddings",
@@ -281,6 +296,7 @@ ITEM_EMBEDDINGS = Table(
     key=("item_id",),
     vector="embedding",
     checks=(finite("embedding"), unit_norm("embedding")),
+    made_by="encode_items",
 )
 USERS = Table(
     "users",
@@ -293,6 +309,7 @@ USERS = Table(
     ),
     key=("user_id",),
     checks=(not_blank("user_id"),),
+    made_by="weigh_events",
 )
 INTERACTIONS = Table(
     "interactions",
@@ -306,11 +323,13 @@ INTERACTIONS = Table(
     ),
     key=("user_id", "item_num"),
     checks=(at_least("item_num", 0),),
+    made_by="weigh_events",
 )
 POPULARITY = Table(
     "popularity",
     _schema(("segment", TEXT), ("rank", INT), ("item_num", LONG), ("weight", LONG)),  # segment "" is everyone
     key=("segment", "rank"),
+    made_by="weigh_events",
 )
 ITEM_VECTORS = Table(
     "item_vectors",
@@ -319,6 +338,7 @@ ITEM_VECTORS = Table(
     key=("item_id",),
     vector="vector",
     checks=(finite("vector"), finite("norm"), at_least("item_num", 0)),
+    made_by="learn_taste",
 )
 USER_VECTORS = Table(
     "user_vectors",
@@ -333,6 +353,7 @@ USER_VECTORS = Table(
     key=("user_id", "interest"),
     vector="vector",
     checks=(finite("vector"), finite("importance"), unit_norm("vector")),
+    made_by="aggregate_users",
 )
 INDEX_SHARDS = Table(
     "index_shards",
@@ -345,12 +366,14 @@ INDEX_SHARDS = Table(
         ("sha256", TEXT),
     ),
     key=("shard",),
+    made_by="build_index",
 )
 CANDIDATES = Table(
     "candidates",
     _schema(("user_id", TEXT), ("source", TEXT), ("item_nums", pa.list_(LONG)), ("scores", pa.list_(FLOAT))),
     key=("user_id", "source"),
     checks=(ranked_lists,),
+    made_by="retrieve",
 )
 SOURCES = ("personal", "popular_segment", "popular")
 """Where a recommended row comes from: the user's own history, their segment's taste, everybody's."""
@@ -368,12 +391,14 @@ RECOMMENDATIONS = Table(
     key=("user_id", "rank"),
     checks=(finite("score"), one_of("source", SOURCES)),
     whole=dense_ranks,
+    made_by="rank",
 )
 TRUTH = Table(
     "truth",
     _schema(("user_id", TEXT), ("item_num", LONG)),
     key=("user_id", "item_num"),
     checks=(at_least("item_num", 0),),
+    made_by="evaluate",
 )
 GROUPS = ("warm", "cold", "unknown")
 """Users with a history before t0; known without one; not known before t0, so without a list."""
@@ -389,6 +414,7 @@ USER_METRICS = Table(
     ),
     key=("user_id", "method"),
     checks=(one_of("group", GROUPS),),
+    made_by="evaluate",
 )
 METRICS = Table(
     "metrics",
@@ -402,6 +428,7 @@ METRICS = Table(
     ),
     key=("name", "slice"),
     checks=(finite("value"),),
+    made_by="publish",
 )
 
 TABLES: tuple[Table, ...] = (

@@ -14,7 +14,7 @@ from nightjar.config import NightConfig, Resources, Section
 from nightjar.pipeline import EVALUATE, NIGHT
 from nightjar.stage import Raw, Stage, Window
 from nightjar.stages.inputs import _RESOLVE
-from nightjar.tables import TABLES, Table
+from nightjar.tables import METRICS, TABLES, Table
 from tests.world import config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,3 +149,9 @@ def test_the_base_configuration_writes_out_the_defaults(leaf: tuple[tuple[str, .
         model = model.model_fields[name].annotation
     default = model.model_fields[place[-1]].get_default(call_default_factory=True)
     assert (list(default) if isinstance(default, tuple) else default) == written
+
+
+def test_each_table_names_the_stage_that_makes_it() -> None:
+    for stage in (EVALUATE, *NIGHT):
+        for table in stage.writes:
+            assert table.made_by == ("publish" if table is METRICS else stage.name)
