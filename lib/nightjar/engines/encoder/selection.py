@@ -63,7 +63,8 @@ def choose(model: nn.Module, max_length: int, pad_id: int, precision: str) -> Ch
     def chosen(backbone: Backbone, path: str) -> Choice:
         why = {name: reason for name, reason in passed_over.items() if reason}
         for name, reason in why.items():
-            log.warning("%s cannot run %s: %s", type(model).__name__, name, reason)
+            level = logging.INFO if name == "fused" else logging.WARNING  # only some models are fused
+            log.log(level, "%s cannot run %s: %s", type(model).__name__, name, reason)
         return Choice(backbone, path, precision, why)
 
     if on_cpu and (fused := right("fused", lambda: _fused(model, precision))):
