@@ -7,13 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightjar.engines import bulk
-from nightjar.engines.bulk import compiled, dense, products
+from nightjar.engines.bulk import compiled, dense, products, search
 from nightjar.engines.bulk.codes import Rotation, encode, fit_rotation, margins
 from nightjar.engines.bulk.search import _score
 from nightjar.engines.shards import Effort
 from nightjar.errors import ConfigError, ContractError, StorageError
 from nightjar.kernels.sweep import sweep_topk
-from nightjar.kernels.topk import F32, I64, Filters, index_recall, rescore, vector_norms
+from nightjar.kernels.topk import F32, I64, Filters, TopK, index_recall, rescore, vector_norms
 from tests.unit.test_index import gaussian_world, same_bytes
 from tests.unit.topk_oracle import World, as_answer, brute_force, lists_of, whole_vectors, worlds
 
@@ -74,6 +74,9 @@ def test_the_same_bytes_for_any_shards_threads_and_blocks(
             part_of = rng.integers(0, n_shards, len(matrix))
             shards = shards_of(matrix, part_of, tmp_path / f"{make.__name__}{n_shards}")
             for threads, users, rows, columns in ((2, 8192, 512, 1024), (1, 33, 7, 64)):
+                # With threads 1 the floor comes from lists and vectors are copied together, with 2 neither.
+                monkeypatch.setattr("nightjar.engines.bulk.search.USERS_PER_LIST", 0 if threads == 1 else 99)
+                monkeypatch.setattr("nightjar.engines.bulk.search.MANY_USERS", 1 if threads == 1 else 99999)
                 monkeypatch.setattr("nightjar.engines.bulk.search.USER_BLOCK", users)
                 monkeypatch.setattr("nightjar.engines.bulk.search.ROWS", rows)
                 monkeypatch.setattr("nightjar.engines.bulk.search.COLUMNS", columns)
@@ -82,13 +85,25 @@ def test_the_same_bytes_for_any_shards_threads_and_blocks(
 
 
 @pytest.mark.usefixtures("by_int8")
-def test_lists_are_used_and_their_floor_changes_nothing(tmp_path: Path) -> None:
+def test_lists_are_used_and_their_floor_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nightjar.engines.bulk.search.USERS_PER_LIST", 0)
+    floors: list[F32] = []
+    sweep = search._sweep
+
+    def watched(task: search.Task, block: search._Block, floor: F32) -> TopK:
+        floors.append(floor)
+        return sweep(task, block, floor)
+
+    monkeypatch.setattr(search, "_sweep", watched)
     matrix, queries, _ = clustered_world()
     [shard] = shards_of(matrix, np.zeros(len(matrix), np.int64), tmp_path)
     assert len(shard.centroids) > 100 and shard.list_starts[-1] == len(matrix)
-    assert same_bytes(
-        bulk.search_shards([shard], queries, 10, matrix), sweep_topk(queries, matrix, 10, Filters())
-    )
+    expected = sweep_topk(queries, matrix, 10, Filters())
+    assert same_bytes(bulk.search_shards([shard], queries, 10, matrix), expected)
+    [floor] = floors
+    assert (floor <= expected.scores[:, -1]).all() and (floor > 0.5 * expected.scores[:, -1]).mean() > 0.9
 
 
 def test_the_upper_bound_holds_and_is_tight() -> None:

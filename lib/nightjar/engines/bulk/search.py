@@ -140,7 +140,10 @@ class _Block:
                 each.terms[3, :n_items][~filters.eligible[shard.item_nums]] = -np.inf
         kind = products[0].dtype if products else torch.int32
         return _Block(
-            queries, _limits(filters, len(queries)), products, torch.empty(ROWS * COLUMNS, dtype=kind)
+            queries,
+            _limits(filters, len(queries)),
+            products,
+            torch.empty(_up_to_group(ROWS) * _up_to_group(COLUMNS), dtype=kind),
         )
 
 
