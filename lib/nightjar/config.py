@@ -282,8 +282,12 @@ class LearnTaste(Section):
     shrinkage: Share = Field(
         0.05, description="pulls small variances towards the mean before dividing by them"
     )
-    smooth_weight: Factor = Field(1.0, description="how much of its co-occurrence neighbours an item takes on")
-    freshness_power: Share = Field(0.5, description="how much an item counts for being on the rise; 0: not at all")
+    smooth_weight: Factor = Field(
+        1.0, description="how much of its co-occurrence neighbours an item takes on"
+    )
+    freshness_power: Share = Field(
+        0.5, description="how much an item counts for being on the rise; 0: not at all"
+    )
     freshness_half_life_days: float = Field(30.0, gt=0, allow_inf_nan=False)
     resources: Resources = resources()
 

@@ -122,7 +122,7 @@ def _wordpiece() -> Any:
 
 
 def _byte_bpe(ends: bool) -> Any:
-    """Byte-level BPE; RoBERTa's <s> ... </s> around a text when ``ends``, Qwen's trailing end token otherwise."""
+    """Byte-level BPE; RoBERTa: <s> ... </s> around a text when ``ends``; Qwen: a trailing end token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -146,7 +146,7 @@ def _byte_bpe(ends: bool) -> Any:
 
 
 def _metaspace(bos: bool) -> Any:
-    """SentencePiece-like Unigram with U+2581 for spaces; ``<s> text``, and ``</s>`` after it unless ``bos``."""
+    """Unigram with U+2581 for spaces; ``<s> text``, and ``</s>`` after it unless ``bos``."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

@@ -65,7 +65,7 @@ def _address(config: RayConfig) -> str | None:
     address = config.address or given
     if address and address.startswith(("http://", "https://")):
         raise StageError(
-            f"{address} is where Ray jobs are submitted, which ./spark-submit.sh does; to join that cluster from "
+            f"{address} is where Ray jobs are submitted, which spark-submit.sh does; to join it from "
             "here name its head as host:6379"
         )
     return address
