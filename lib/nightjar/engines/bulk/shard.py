@@ -20,7 +20,7 @@ from nightjar.engines.shards import ShardFacts, check_items, check_sha256, write
 from nightjar.errors import ConfigError, ContractError, StorageError
 from nightjar.kernels.topk import F32, I64, vector_norms
 
-MAGIC = "nightjar bulk shard 1"
+MAGIC = "nightjar bulk shard 2"
 ALIGN = 64
 PADDING = 64  # rows beyond the last item, so that a group of 64 may be read from any item on
 
@@ -30,7 +30,8 @@ class BulkShard:
     """One open shard: per item of (n,) its number, code and bound terms, in list order.
 
     codes (n + 64, n_head) int8; terms (4, n + 64) float32: scale, common, tail, error; coded (n + 64,) and
-    norms (n,) float32; centroids (n_lists, d) float32; list_starts (n_lists + 1,) int64.
+    norms (n,) float32; centroids (n_lists, d) float32; list_starts (n_lists + 1,) int64; witnesses, the
+    vectors of the items at `witness_rows`, which tell whether a matrix is the one that was coded.
     """
 
     item_nums: I64
@@ -40,6 +41,7 @@ class BulkShard:
     norms: F32
     centroids: F32
     list_starts: I64
+    witnesses: F32
     rotation: Rotation
 
 
@@ -82,9 +84,15 @@ def _arrays(vectors: F32, item_nums: I64, seed: int) -> dict[str, NDArray[Any]]:
         "list_starts": np.concatenate(([0], np.cumsum(np.bincount(list_of, minlength=count)))).astype(
             np.int64
         ),
+        "witnesses": np.asarray(vectors)[order[witness_rows(len(vectors))]],
         "rotation": rotation.matrix,
         "rotation_facts": np.array([rotation.defect, rotation.n_head]),
     }
+
+
+def witness_rows(n_items: int) -> I64:
+    """Three rows spread over a shard, none if it is empty."""
+    return np.unique(np.array([0, n_items // 2, n_items - 1])) if n_items else np.empty(0, np.int64)
 
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
