@@ -83,7 +83,7 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT / "lib"), "NIGHTJAR_CACHE": str(cache), **more}
 
 
-def nightjar(*arguments: str | Path, cache: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def nightjar(*arguments: str | Path, cache: Path, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Runs `nightjar` to its end and returns what it said and its exit code."""
     return subprocess.run(
         command(*arguments),

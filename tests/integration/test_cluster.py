@@ -13,6 +13,8 @@ from tests.clusters import RayCluster, python_without_nightjar, ray_cluster
 from tests.conftest import ROOT
 from tests.small_night import SmallWorld, nightjar, published, small_world
 
+pytestmark = pytest.mark.timeout(1500)  # fixtures run whole nights; a busy machine takes minutes for one
+
 SPARK_MASTER = "local-cluster[2,1,1024]"
 """Two workers of one core and 1 GiB, each a process with executors of its own."""
 
@@ -36,7 +38,7 @@ class Here:
             env={**self.ray.env, **spark, "RAY_ADDRESS": self.ray.jobs, "PYTHON": str(self.python), **env},
             capture_output=True,
             text=True,
-            timeout=560,
+            timeout=1400,
             check=False,
         )
 
@@ -70,7 +72,6 @@ def test_a_wrong_or_missing_token_is_refused_before_anything_runs(here: Here) ->
     assert not (here.folder / "refused").exists()
 
 
-@pytest.mark.timeout(600)
 def test_both_clusters_publish_what_one_machine_does(here: Here) -> None:
     submitted = here.submit(here.world.config(here.folder / "cluster"))
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-6000:]
