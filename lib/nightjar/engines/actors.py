@@ -35,26 +35,33 @@ def connect(config: RayConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray 2.60 would hide GPUs from tasks that ask for none by setting an empty variable; torch warns on it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     address = _address(config)
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # Ray's default of 15 steps nicer starves the actors beside anything else that runs here.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            ray.init(
-                num_cpus=config.num_cpus or os.cpu_count(),
-                object_store_memory=config.object_store_bytes,
-                include_dashboard=False,
-                **quiet,
-            )
-    except (ConnectionError, RuntimeError, ValueError, RayError, OSError) as error:
-        where = f"at {address}" if address else "on this machine"
-        raise StageError(
-            f"Ray {where} cannot be reached or started ({' '.join(str(error).split())[:300]}); check the "
-            "address and the token (`nightjar doctor`)"
-        ) from None
+    if address:
+        _attempt(lambda: ray.init(address=address, **QUIET), 1, f"at {address}")
+        return
+    # Ray's default of 15 steps nicer starves the actors beside anything else that runs here.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    own = {"num_cpus": config.num_cpus or os.cpu_count(), "object_store_memory": config.object_store_bytes}
+    _attempt(lambda: ray.init(**own, include_dashboard=False, **QUIET), STARTS, "on this machine")
+
+
+STARTS = 2
+"""Tries of a cluster of our own: Ray gives its parts 15 s to come up, which a busy machine may miss once."""
+QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+
+
+def _attempt(init: Callable[[], Any], times: int, where: str) -> None:
+    for left in range(times - 1, -1, -1):
+        try:
+            init()
+            return
+        except Exception as error:  # Ray 2.60 raises a plain Exception where a part of it does not come up
+            ray.shutdown()
+            if not left:
+                raise StageError(
+                    f"Ray {where} cannot be reached or started ({' '.join(str(error).split())[:300]}); check "
+                    "the address and the token (`nightjar doctor`)"
+                ) from None
 
 
 def _address(config: RayConfig) -> str | None:
