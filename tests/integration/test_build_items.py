@@ -27,7 +27,7 @@ from nightjar.stages import catalogue
 from nightjar.stages.build_items import build_items
 from nightjar.store import Manifest
 from nightjar.tables import EVENTS, ITEM_TEXT, ITEMS, ITEMS_QUARANTINE
-from tests.conftest import ROOT, MakeNight, config_of, real_data, run
+from tests.conftest import ROOT, MakeNight, config_of, real_data, run, spark_with
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -248,8 +248,7 @@ def test_bytes_do_not_depend_on_partitions_or_order(
     folder = tmp_path_factory.mktemp("items-order")
     pick = {"pick": "most_frequent"}
     sources = [write_catalogue(folder / "a", parts, parts) | pick, write_catalogue(folder / "b", 1, parts)]
-    settings = {"master": "local[2]", "driver_memory": "2g", "shuffle_partitions": parts}
-    settings |= {"conf": {"spark.sql.adaptive.enabled": adaptive}}
+    settings = spark_with(parts, sql_adaptive_enabled=adaptive)
     config = config_of(str(folder / "root"), sources=sources, items={"rows_per_part": 40}, spark=settings)
     night = Night(config, DAY.date(), QUIET)
     commit_events(night, {"i1": DAY})

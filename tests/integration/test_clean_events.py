@@ -26,7 +26,7 @@ from nightjar.stage import Night
 from nightjar.stages.clean_events import clean_events
 from nightjar.store import damage
 from nightjar.tables import EVENTS, QUARANTINE
-from tests.conftest import ROOT, MakeNight, config_of, real_data, run
+from tests.conftest import ROOT, MakeNight, config_of, real_data, run, spark_with
 from tests.integration import dirty_logs
 from tests.integration.dirty_cases import (
     CSV,
@@ -211,8 +211,7 @@ def test_bytes_do_not_depend_on_partitions_or_order(
     folder = tmp_path_factory.mktemp("order")
     order = parts * 2 + (adaptive == "true")
     dirty_logs.write_logs(folder / "raw", seed=6, n=150, files=1 + order % 3, order=order)
-    settings = {"master": "local[2]", "driver_memory": "2g", "shuffle_partitions": parts}
-    settings |= {"conf": {"spark.sql.adaptive.enabled": adaptive}}
+    settings = spark_with(parts, sql_adaptive_enabled=adaptive)
     scenes, root = dirty_logs.scenes(folder / "raw"), str(folder / "root")
     config = config_of(root, scenes, cleaning=dirty_logs.CLEANING, spark=settings)
     night = Night(config, datetime.fromisoformat(dirty_logs.DS).date(), QUIET)
