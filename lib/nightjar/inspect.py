@@ -211,7 +211,9 @@ def _table(*columns: str, title: str | None = None) -> RichTable:
 
 def _text(table: RichTable) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=150, highlight=False, markup=False, emoji=False).print(table)
+    # In a notebook rich would show the table itself and leave the stream empty.
+    plain = Console(file=stream, width=150, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    plain.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
