@@ -11,7 +11,7 @@ import pytest
 
 from tests.clusters import RayCluster, python_without_nightjar, ray_cluster
 from tests.conftest import ROOT
-from tests.small_night import SmallWorld, nightjar, published, small_world
+from tests.small_night import SmallWorld, environment, nightjar, published, small_world
 
 pytestmark = pytest.mark.timeout(1500)  # fixtures run whole nights; a busy machine takes minutes for one
 
@@ -47,9 +47,10 @@ class Here:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     folder = tmp_path_factory.mktemp("cluster")
     python = python_without_nightjar(folder / "bare")
-    found = subprocess.run(
-        [str(python), "-c", "import pyspark, ray, nightjar"], capture_output=True, cwd=folder
-    )
+    # A session that earlier tests left in this process may have put our sources on PYTHONPATH.
+    env = {name: value for name, value in environment(folder).items() if name != "PYTHONPATH"}
+    probe = [str(python), "-c", "import pyspark, ray, nightjar"]
+    found = subprocess.run(probe, capture_output=True, cwd=folder, env=env)
     assert b"No module named 'nightjar'" in found.stderr, "this interpreter must depend on what is shipped"
     with ray_cluster(python, folder / "cache") as cluster:
         yield Here(folder, small_world(folder / "raw"), python, cluster)
