@@ -69,6 +69,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lists", type=int, default=1024, help="lists of faiss's IVF indexes")
     parser.add_argument("--vectors", type=Path, help="a .npy of real vectors, cut or grown to --items")
+    parser.add_argument("--no-graph", action="store_true", help="without HNSW, which takes minutes to build")
     parser.add_argument("--quick", action="store_true", help="20,000 items, 1,024 users, one round")
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--growth", help="numbers of items, to fit time against them")
@@ -89,7 +90,7 @@ def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
     mine, search = ours(world.matrix, options.k, options.users, [0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
     search(world.queries[:64])  # compiles
     lanes = [*bare_products(world.matrix), *exact_peers(world.matrix, options.k), *mine]
-    lanes += approximate_peers(world.matrix, options.k, options.users, options.lists)
+    lanes += approximate_peers(world.matrix, options.k, options.users, options.lists, not options.no_graph)
     truth = search(world.queries)
     for lane in lanes:
         found = _run(lane, world)

@@ -24,7 +24,6 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Search = Callable[[F32], Any]
 TILE = 8192
-GRAPH_LIMIT = 200_000  # building the graph takes a minute of CPU there and more than linearly longer beyond
 
 
 @dataclass
@@ -126,19 +125,19 @@ def ours(matrix: F32, k: int, n_users: int, shares: list[float]) -> tuple[list[L
     return lanes, search
 
 
-def approximate_peers(matrix: F32, k: int, n_users: int, n_lists: int) -> list[Lane]:
+def approximate_peers(matrix: F32, k: int, n_users: int, n_lists: int, graph: bool) -> list[Lane]:
     """faiss for bulk search, over the settings that matter: lists probed, refinement, beam."""
     lanes = _ivf_flat(matrix, k, n_users, n_lists)
     lanes += _fast_scan(matrix, k, n_lists)
-    if len(matrix) > GRAPH_LIMIT:
+    if not graph:
         return lanes
-    graph = faiss.IndexHNSWFlat(matrix.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = 64
-    graph.add(matrix)
+    index = faiss.IndexHNSWFlat(matrix.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 64
+    index.add(matrix)
     for beam in (256, 512, 1024):
 
         def search(queries: F32, beam: int = beam) -> I64:
-            return graph.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=beam))[1]
+            return index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=beam))[1]
 
         lanes.append(Lane("faiss HNSW16", f"ef {beam}", search, 256))
     return lanes
