@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nightjar.kernels.interactions import Columns, Histories, histories, whole_users
 from nightjar.store import Committed
@@ -46,3 +47,18 @@ def strings(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
         column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
     )
     return array
+
+
+def list_matrix(rows: pa.Table, people: pa.Array, item_ids: pa.ChunkedArray, k: int) -> np.ndarray:
+    """Rows (user_id, rank, item_id) as a (users, k) matrix of positions in `item_ids`; an id that is not
+    there gets a number of its own above them."""
+    user_of = pc.index_in(rows["user_id"], people)
+    kept = user_of.is_valid().to_numpy()
+    item_of = pc.index_in(rows["item_id"], item_ids).fill_null(-2).to_numpy().astype(np.int64)
+    unknown = np.flatnonzero(item_of == -2)
+    item_of[unknown] = len(item_ids) + unknown
+    rank = rows["rank"].to_numpy()
+    kept &= rank <= k
+    lists = np.full((len(people), k), -1, np.int64)
+    lists[user_of.fill_null(0).to_numpy()[kept], rank[kept] - 1] = item_of[kept]
+    return lists

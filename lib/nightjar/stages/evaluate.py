@@ -14,6 +14,7 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -27,7 +28,7 @@ from nightjar.kernels.metrics import accuracy, eligible
 from nightjar.kernels.statistics import bootstrap_mean, paired_difference
 from nightjar.kernels.topk import ItemLists
 from nightjar.stage import Metrics, Night
-from nightjar.stages.buckets import read_histories, strings
+from nightjar.stages.buckets import list_matrix, read_histories, strings
 from nightjar.stages.weigh_events import event_weight
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
@@ -166,12 +167,7 @@ class EvaluatePart:
     def _ours(self, bucket: int, user_ids: np.ndarray, item_ids: pa.ChunkedArray) -> np.ndarray:
         entry = self.lists.recommendations.parts[bucket]
         rows = self.lists.recommendations.read_part(entry, ["user_id", "rank", "item_id"])
-        user_of = pc.index_in(rows["user_id"], pa.array(user_ids, pa.string()))
-        kept = user_of.is_valid().to_numpy()
-        lists = np.full((len(user_ids), self.lists.k), -1, np.int64)
-        item_of = pc.index_in(rows["item_id"], item_ids.combine_chunks()).to_numpy()
-        lists[user_of.fill_null(0).to_numpy()[kept], rows["rank"].to_numpy()[kept] - 1] = item_of[kept]
-        return lists
+        return list_matrix(rows, pa.array(user_ids, pa.string()), item_ids.combine_chunks(), self.lists.k)
 
     def _filled(self, histories: Histories, orders: list[Fallback]) -> np.ndarray:
         n, k = len(histories), max(self.params.ks)
@@ -191,8 +187,6 @@ class EvaluatePart:
 
 def read_attempt(attempt: Attempt, entry: FileEntry) -> pa.Table:
     """A part that this stage wrote moments ago and has not committed yet."""
-    import pyarrow.parquet as pq
-
     store = attempt.dataset.store
     with store.open(f"{attempt.folder}/{entry.name}") as source:
         return pq.read_table(source)

@@ -18,6 +18,7 @@ from nightjar.errors import GateError
 from nightjar.kernels.stability import stability
 from nightjar.published import make_live, opened, publications
 from nightjar.stage import Metrics, Night
+from nightjar.stages.buckets import list_matrix
 from nightjar.store import Committed
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
 
@@ -141,7 +142,7 @@ class _Bucket:
     def of(
         cls, rows: pa.Table, people: pa.Array, seen: pa.Table, item_ids: pa.ChunkedArray, k: int
     ) -> _Bucket:
-        lists = _lists(rows, people, item_ids, k)
+        lists = list_matrix(rows, people, item_ids, k)
         user_of = pc.index_in(seen["user_id"], people).to_numpy()
         return cls(people, lists, (user_of, seen["item_num"].to_numpy()))
 
@@ -169,25 +170,10 @@ class _Bucket:
 
     def overlap(self, rows: pa.Table, items: pa.Table) -> np.ndarray:
         """Jaccard overlap with another night's lists, for users who have both."""
-        old = _lists(rows, self.people, items["item_id"], self.item_nums.shape[1])
+        old = list_matrix(rows, self.people, items["item_id"], self.item_nums.shape[1])
         both = (old != -1).any(axis=1) & (self.item_nums != -1).any(axis=1)
         k = self.item_nums.shape[1]
         # Ids gone from the catalogue have no number today: give the old ones numbers that match nothing.
         gone = old >= len(items)
         old[gone] += k * len(old)
         return stability(self.item_nums[both], old[both], [k])[f"Jaccard@{k}"]
-
-
-def _lists(rows: pa.Table, people: pa.Array, item_ids: pa.ChunkedArray, k: int) -> np.ndarray:
-    """Rows (user_id, rank, item_id) as a (users, k) matrix of positions in `item_ids`; an id that is not
-    there gets a number of its own above them."""
-    user_of = pc.index_in(rows["user_id"], people)
-    kept = user_of.is_valid().to_numpy()
-    item_of = pc.index_in(rows["item_id"], item_ids).fill_null(-2).to_numpy().astype(np.int64)
-    unknown = np.flatnonzero(item_of == -2)
-    item_of[unknown] = len(item_ids) + unknown
-    rank = rows["rank"].to_numpy()
-    kept &= rank <= k
-    lists = np.full((len(people), k), -1, np.int64)
-    lists[user_of.fill_null(0).to_numpy()[kept], rank[kept] - 1] = item_of[kept]
-    return lists
