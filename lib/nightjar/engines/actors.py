@@ -41,8 +41,13 @@ def connect(config: RayConfig) -> None:
         return
     # Ray's default of 15 steps nicer starves the actors beside anything else that runs here.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    own = {"num_cpus": config.num_cpus or os.cpu_count(), "object_store_memory": config.object_store_bytes}
-    _attempt(lambda: ray.init(**own, include_dashboard=False, **QUIET), STARTS, "on this machine")
+    own: dict[str, Any] = {
+        "num_cpus": config.num_cpus or os.cpu_count(),
+        "object_store_memory": config.object_store_bytes,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",  # Ray would listen on the network's address
+    }
+    _attempt(lambda: ray.init(**own, **QUIET), STARTS, "on this machine")
 
 
 STARTS = 2
