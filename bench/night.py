@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def main() -> None:
     figures: list[Figure] = []
     encoded: dict[int, tuple[int, int]] = {}
     for scale in options.scales:
-        made, counts = _scale(scale)
+        spec = GenerateSpec(users=options.users, items=options.items, events=options.events * scale)
+        made, counts = _scale(scale, spec)
         figures += made
         encoded[scale] = counts
         if not options.keep:
@@ -72,16 +73,15 @@ def main() -> None:
     print("bench night: " + " ".join(f"{name}={value:.3g}" for name, value in headline.items()))
 
 
-def _scale(scale: int) -> tuple[list[Figure], tuple[int, int]]:
+def _scale(scale: int, spec: GenerateSpec) -> tuple[list[Figure], tuple[int, int]]:
     """Both nights of one size, and how many texts each of them encoded."""
     folder = WORK / f"{scale}x"
     shutil.rmtree(folder, ignore_errors=True)
-    spec = GenerateSpec(events=600_000 * scale)
     last = spec.start + timedelta(days=spec.days - 1)
     config = _config(folder)
     generate(spec, folder / "raw")
     figures = [_stage(scale, "first", stage.name, config, last) for stage in NIGHT]
-    generate(GenerateSpec(events=600_000 * scale, next_days=1), folder / "raw")
+    generate(replace(spec, next_days=1), folder / "raw")
     second = last + timedelta(days=1)
     figures += [_stage(scale, "second", stage.name, config, second) for stage in NIGHT]
     return figures, (_encoded(folder, last), _encoded(folder, second))
