@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from nightjar.config import NightConfig
 from nightjar.progress import QUIET
@@ -16,6 +17,10 @@ from nightjar.stage import Night, RunStage, Stage, StageResult, run_stage
 
 if TYPE_CHECKING:  # unit tests of kernels must not load an engine through this file
     from pyspark.sql import SparkSession
+
+# The same examples on every machine; HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("stable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "stable"))
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("NIGHTJAR_DATA", ROOT.parent / "shared" / "data"))
