@@ -109,7 +109,7 @@ def test_the_sweep_is_a_full_sort(world: World, k: int) -> None:
     assert as_answer(sweep_topk(world.queries, world.matrix, k, world.filters)) == world.answer(k)
 
 
-@pytest.mark.parametrize("tile", [1, 7, 64, 1000])
+@pytest.mark.parametrize("tile", [3, 64, 1000])
 def test_the_sweep_has_the_same_bytes_for_any_tile_and_block(
     monkeypatch: pytest.MonkeyPatch, tile: int
 ) -> None:

@@ -68,9 +68,10 @@ class ItemLists:
             raise ContractError(f"{what} lists: indptr must be {n_users + 1} numbers from 0 to {len(items)}")
         if np.any(np.diff(indptr) < 0):
             raise ContractError(f"{what} lists: indptr decreases; build it from the users' counts in order")
-        rising = np.diff(items) > 0
+        rising = items[1:] > items[:-1]
         rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(items))] - 1] = True
-        if not rising.all() or (len(items) and items.min() < 0):
+        firsts = items[indptr[:-1][indptr[:-1] < indptr[1:]]]
+        if not rising.all() or np.any(firsts < 0):
             raise ContractError(f"{what} lists: a user's item numbers must be strictly ascending and ≥ 0")
         return self
 
@@ -80,6 +81,9 @@ class ItemLists:
 
     def take(self, users: I64) -> "ItemLists":
         """The lists of the users at these positions, in that order."""
+        if len(users) and np.array_equal(users, np.arange(users[0], users[0] + len(users))):
+            indptr = self.indptr[users[0] : users[0] + len(users) + 1]
+            return ItemLists(indptr - indptr[0], self.item_nums[indptr[0] : indptr[-1]])
         counts = self.counts()[users]
         indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ import torch
 from nightjar.engines.bulk.codes import encode, margins
 from nightjar.engines.bulk.shard import BulkShard
 from nightjar.kernels.topk import F32, F64, I64, UNIT_ROUNDOFF
+
+Rows: TypeAlias = slice | torch.Tensor
 
 N_COEFS = 5  # common, tail, error, one over the scale, margin per unit of item length
 
@@ -26,9 +28,14 @@ class Products(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def users(self, rows: Any) -> torch.Tensor: ...
+    def users(self, rows: Rows) -> torch.Tensor: ...
 
     def multiply(self, users: torch.Tensor, first: int, out: torch.Tensor) -> None: ...
+
+
+def _rows(matrix: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Some rows; a selection by index_select, because indexing copies byte by byte (154 ns a row, not 12)."""
+    return matrix[rows] if isinstance(rows, slice) else matrix.index_select(0, rows)
 
 
 @cache
@@ -81,8 +88,8 @@ class Int8Products:
             torch.from_numpy(mine.codes), torch.from_numpy(shard.codes), terms, coefs.astype(np.float32)
         )
 
-    def users(self, rows: Any) -> torch.Tensor:
-        return self.codes[rows]
+    def users(self, rows: Rows) -> torch.Tensor:
+        return _rows(self.codes, rows)
 
     def multiply(self, users: torch.Tensor, first: int, out: torch.Tensor) -> None:
         torch._int_mm(users, self.items[first : first + out.shape[1]].T, out=out)
@@ -110,8 +117,8 @@ class Float32Products:
         coefs[:, 4] = query_norms * (2 * gamma + 64 * UNIT_ROUNDOFF)
         return Float32Products(torch.from_numpy(queries), matrix, shard.item_nums, terms, coefs)
 
-    def users(self, rows: Any) -> torch.Tensor:
-        return self.queries[rows]
+    def users(self, rows: Rows) -> torch.Tensor:
+        return _rows(self.queries, rows)
 
     def multiply(self, users: torch.Tensor, first: int, out: torch.Tensor) -> None:
         numbers = self.item_nums[first : first + out.shape[1]]

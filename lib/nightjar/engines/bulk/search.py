@@ -42,7 +42,7 @@ FLOOR_SHARE = 0.02  # of the lists probed for the floor; finds 70-80 % of the be
 MIN_PROBES = 4
 USERS_PER_LIST = 8  # with fewer users to share a list's product, the floor costs more than it saves
 MANY_USERS = 2048  # from here on copying a tile's vectors together pays
-BITS_PER_ITEM = 8
+BITS_PER_ITEM = 16
 MAX_WORDS = 256
 EXTRA = 1.5  # candidates per item wanted in approximate mode, because estimates misorder near the end
 
@@ -213,9 +213,13 @@ class _Kept:
     def plain(self) -> tuple[F32, I64, I64, F32, int]:
         return self.scores, self.items, self.counts, self.cuts, self.k
 
+    def tighten(self) -> None:
+        """Cut every user's entries back to the best k, and set the score that the next ones must reach."""
+        keep_best(self.plain())
+
     def best(self) -> I64:
         """The best k items of each user, (q, k) int64, -1 where there are fewer."""
-        keep_best(self.plain())
+        self.tighten()
         absent = np.arange(self.k) >= self.counts[:, None]
         return np.where(absent, -1, self.items[:, : self.k])
 
@@ -223,7 +227,8 @@ class _Kept:
 def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
     """The n_kept best allowed items of the nearest lists by estimate, (q, n_kept) int64, -1 where none.
 
-    List by list: all users that probe a list meet it in one product.
+    List by list: all users that probe a list meet it in one product. A longer probe begins with the nearest
+    lists of all users, because what they leave sets a threshold that most of the rest fails at a glance.
     """
     kept = _Kept.room_for(len(block.queries), n_kept)
     for shard, products in zip(task.shards, block.products, strict=True):
@@ -231,17 +236,27 @@ def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
         n_probe = min(n_lists, max(MIN_PROBES, round(share * n_lists)))
         if task.effort.probe_share is None and len(block.queries) * n_probe < USERS_PER_LIST * n_lists:
             continue
-        chosen = _nearest_lists(block.queries, shard.centroids, n_probe).reshape(-1)
-        order = np.argsort(chosen, kind="stable")
-        starts = np.searchsorted(chosen[order], np.arange(n_lists + 1))
-        for at in range(n_lists):
-            users = order[starts[at] : starts[at + 1]] // n_probe
-            _probe_list(block, (shard, products), users, at, kept)
+        n_first = min(n_probe, max(MIN_PROBES, round(FLOOR_SHARE * n_lists)))
+        counts = [n_first, n_probe] if n_first < n_probe else [n_probe]
+        visited = np.zeros((len(block.queries), n_lists), np.bool_)
+        for nearest in _nearest_lists(block.queries, shard.centroids, counts):
+            visits = ~visited
+            np.put_along_axis(visited, nearest, True, axis=1)
+            _probe_lists(block, (shard, products), visits & visited, kept)
+            kept.tighten()
     return kept.best()
 
 
-def _nearest_lists(queries: F32, centroids: F32, n_probe: int) -> I64:
-    """The n_probe lists of each user with the best centroid score, (q, n_probe) int64, in no order."""
+def _probe_lists(block: _Block, pair: tuple[BulkShard, Products], visits: Mask, kept: _Kept) -> None:
+    """Bring every user together with the lists that visits (q, n_lists) says."""
+    lists, users = np.nonzero(visits.T)
+    starts = np.searchsorted(lists, np.arange(visits.shape[1] + 1))
+    for at in range(visits.shape[1]):
+        _probe_list(block, pair, users[starts[at] : starts[at + 1]], at, kept)
+
+
+def _nearest_lists(queries: F32, centroids: F32, counts: list[int]) -> list[I64]:
+    """For each count the so many lists of each user with the best centroid score, (q, count), in no order."""
     n_lists = len(centroids)
     columns = np.zeros((_up_to_group(n_lists), centroids.shape[1]), np.float32)
     columns[:n_lists] = centroids
@@ -249,14 +264,15 @@ def _nearest_lists(queries: F32, centroids: F32, n_probe: int) -> I64:
     terms[0] = 1
     coefs = np.zeros((len(queries), N_COEFS), np.float32)
     coefs[:, 3] = 1
-    kept = _Kept.room_for(len(queries), n_probe)
+    kept = [_Kept.room_for(len(queries), count) for count in counts]
     shard = (terms, np.arange(n_lists), coefs)
     limits = _limits(Filters(), len(queries))
     for row in range(0, len(queries), ROWS):
         users = np.arange(row, min(row + ROWS, len(queries)))
         tile = (torch.from_numpy(queries[users]) @ torch.from_numpy(columns).T).numpy().reshape(-1)
-        estimate_rows(tile, len(columns), n_lists, users, 0, shard, kept.plain(), limits)
-    return kept.best()
+        for each in kept:
+            estimate_rows(tile, len(columns), n_lists, users, 0, shard, each.plain(), limits)
+    return [each.best() for each in kept]
 
 
 def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at: int, kept: _Kept) -> None:
