@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 STAGES = tuple(stage.name for stage in NIGHT)
 QUICK = ("clean_events", "encode_items", "retrieve", "publish")
-"""Where the short version kills: Spark while it writes, Ray between two parts, Ray again, and the last step."""
+"""Where the short version kills: Spark while it writes, Ray between two parts, Ray again, the last step."""
 SECONDS_TO_GO = 150
 """The most that processes may take to go by themselves. It is two seconds as a rule; where a starved raylet
 died while it came up, its agent looks for the cluster for another minute."""
