@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from urllib.parse import unquote
 
+import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -89,7 +91,7 @@ class RawTable:
     def _parquet(self, layout: Layout, wanted: Mapping[str, str]) -> DataFrame:
         # Without it Spark refuses the nanosecond timestamps that pandas writes.
         self.spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
-        frame = self.spark.read.parquet(*_escaped(layout.files)).withColumn(SOURCE, _source(layout.files))
+        frame = self.spark.read.parquet(*_escaped(layout.files)).withColumn(SOURCE, _source(layout))
         used = _named_in(wanted.values())
         types = {field.name: field.dataType.simpleString() for field in frame.schema}
         kept = [name for name in layout.columns if name.lower() in used]
@@ -121,7 +123,7 @@ class RawTable:
         if self.files.multiline and self.files.format == "csv":
             return self._multiline(layout)
         frame = self.spark.read.option("lineSep", "\n").text(_escaped(layout.files))
-        frame = frame.select(F.expr(r"trim(TRAILING '\r' FROM value)").alias(ROW), _source(layout.files))
+        frame = frame.select(F.expr(r"trim(TRAILING '\r' FROM value)").alias(ROW), _source(layout))
         frame = frame.filter(F.trim(ROW) != "")
         return frame.filter(F.col(ROW) != layout.header) if layout.header else frame
 
@@ -131,7 +133,7 @@ class RawTable:
         reader = reader.options(sep=self.files.delimiter, quote=self.files.quote, escape=self.files.quote)
         frame = reader.options(header=bool(layout.header), multiLine=True).csv(_escaped(layout.files))
         row = F.struct(*map(quoted, (*names, _CORRUPT)))
-        marked = frame.select("*", row.alias(ROW), _source(layout.files))
+        marked = frame.select("*", row.alias(ROW), _source(layout))
         return marked.withColumn(UNREADABLE, F.col(_CORRUPT).isNotNull()).drop(_CORRUPT)
 
 
@@ -243,15 +245,17 @@ def _escaped(files: Sequence[RawFile]) -> list[str]:
     return [re.sub(r"([\[\]{}*?\\])", r"\\\1", raw.path) for raw in files]
 
 
-def _source(files: Sequence[RawFile]) -> Column:
-    """The name of a row's file below its glob's fixed part: a path of this machine tells readers nothing."""
-    decoded = F.url_decode(F.replace(F.col("_metadata.file_path"), F.lit("+"), F.lit("%2B")))
-    path = F.regexp_replace(decoded, "^[A-Za-z0-9+.-]+:/+", "")
-    out = path
-    for folder in sorted({_bare(raw.path)[: -len(raw.name)] for raw in files}, key=len):
-        out = F.when(path.startswith(folder), F.substring(path, len(folder) + 1, 1 << 30)).otherwise(out)
-    return out.alias(SOURCE)
+def _source(layout: Layout) -> Column:
+    """Where a row's file lies below its glob's fixed part, still encoded as a URI: see `source_names`.
+
+    A path of this machine would tell a reader nothing. Decoding each row's here cost more than parsing it.
+    """
+    return F.substring_index("_metadata.file_path", "/", -1 - layout.depth).alias(SOURCE)
 
 
-def _bare(path: str) -> str:
-    return re.sub("^([A-Za-z0-9+.-]+:)?/+", "", path)
+def source_names(column: pa.ChunkedArray) -> pa.Array:
+    """The names of files from what the SOURCE column holds; few are distinct."""
+    encoded = column.combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    names = pa.array([unquote(name) for name in encoded.dictionary.to_pylist()], pa.string())
+    return names.take(encoded.indices)

@@ -35,6 +35,11 @@ class Layout:
     nanos: tuple[tuple[str, str], ...] = ()
     header: str = ""
 
+    @property
+    def depth(self) -> int:
+        """How many folders deep the files lie below their glob's fixed part; alike within a layout."""
+        return self.files[0].name.count("/")
+
 
 def layouts(files: Files, found: Sequence[RawFile], where: str) -> tuple[Layout, ...]:
     """The layouts of a source's files; empty files have no rows and none.
@@ -53,7 +58,7 @@ def _merged(single: Sequence[Layout]) -> tuple[Layout, ...]:
     """Layouts with equal columns joined into one, in the order they came."""
     by_shape: dict[Any, Layout] = {}
     for layout in single:
-        shape = (layout.columns, layout.nanos, layout.header, layout.n_rows is None)
+        shape = (layout.columns, layout.nanos, layout.header, layout.n_rows is None, layout.depth)
         before = by_shape.get(shape)
         by_shape[shape] = layout if before is None else _joined(before, layout)
     return tuple(by_shape.values())

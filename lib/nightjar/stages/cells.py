@@ -77,8 +77,7 @@ def instant(column: str, clock: Clock) -> Column:
     text = F.when(F.length(cell) <= _MAX_TIME_CHARS, cell)
     if clock.format == "iso":
         # Spark also reads `10:00` (as today) and `2011`; a time without its date is none.
-        looks = text.rlike(r"^\d{4}-\d{1,2}-\d{1,2}([T ]|$)")
-        moment = F.when(looks, F.try_to_timestamp(text))
+        moment = F.when(F.substring(text, 5, 1) == "-", F.try_to_timestamp(text))
         zoned = text.rlike(r"\d:.*(Z|UTC|GMT|[+-][\d:]+|[A-Za-z]+/[A-Za-z_/]+)$")
     else:
         moment = F.try_to_timestamp(text, F.lit(clock.format))

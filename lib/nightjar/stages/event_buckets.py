@@ -21,6 +21,7 @@ from pyspark import TaskContext
 
 from nightjar.config import CleanEvents
 from nightjar.engines.outcome import Counts, Spool, outcome, valid_text
+from nightjar.engines.raw import source_names
 from nightjar.errors import ContractError
 from nightjar.kernels import sequences as seq
 from nightjar.store import Attempt
@@ -156,7 +157,8 @@ class Bucket:
         for pair in pairs:
             self.counts[pair["scene"], pair["reason"]] += pair["count_all"]
         stage = pa.array([STAGE] * len(rows), pa.string())
-        shown = rows.select(["scene", "reason", "payload", "source_file"])
+        shown = rows.select(["scene", "reason", "payload"])
+        shown = shown.append_column("source_file", source_names(rows.column("source_file")))
         aside.put(shown.append_column("stage", stage))
 
     def _count(self, rows: pa.Table, fate: str, sign: int) -> None:

@@ -115,12 +115,13 @@ def _cleaned(name: str, scene: Scene, params: CleanEvents) -> list[Column]:
 def _event_id(name: str, scene: Scene, params: CleanEvents) -> Column:
     """`scene:` and the id given, or a hash of all mapped values, so that equal rows are one event.
 
-    Each value goes in behind its length, so that no two different rows write the same text.
+    The values are parted by a control character, which no id, type, time or number of a good row holds; the
+    free text of a query goes last. Writing each value's length before it took twice the time of the sha2.
     """
     given = [column for column in EVENT_COLUMNS if column in mapping(scene) and column != "event_id"]
-    measured = (F.concat(F.length(column).cast("string"), F.lit(":"), F.col(column)) for column in given)
-    pieces = (F.coalesce(piece, F.lit("-")) for piece in measured)
-    hashed = F.substring(F.sha2(F.concat(F.lit(f"{name}:"), *pieces), 256), 1, 32)
+    given.sort(key=lambda column: column == "query")
+    pieces = (F.coalesce(F.col(column), F.lit("\x00")) for column in given)
+    hashed = F.substring(F.sha2(F.concat_ws("\x1f", F.lit(name), *pieces), 256), 1, 32)
     if "event_id" not in mapping(scene):
         return F.concat(F.lit(f"{name}:"), hashed)
     own = external_id(text(F.col("event_id")))

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from nightjar.engines.outcome import Counts, outcome, valid_text
+from nightjar.engines.raw import source_names
 from nightjar.engines.spark import Runs
 from nightjar.errors import ContractError
 from nightjar.kernels import text as kernel
@@ -124,4 +125,6 @@ class WriteRejects:
             for pair in rows.group_by(["scene", "reason"]).aggregate([([], "count_all")]).to_pylist():
                 counts[pair["scene"], pair["reason"]] += pair["count_all"]
             stage = pa.array([STAGE] * len(rows), pa.string())
+            at = rows.schema.get_field_index("source_file")
+            rows = rows.set_column(at, "source_file", source_names(rows.column("source_file")))
             yield rows.append_column("stage", stage).select(QUARANTINE_SCHEMA.names)
