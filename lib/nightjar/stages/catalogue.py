@@ -174,7 +174,8 @@ def facts(triples: DataFrame, source: Triples, at: int) -> DataFrame:
     shown = F.array_join(F.slice("entities", 1, source.max_per_relation), ", ")
     place = F.lit(0)
     if source.relations:
-        place = F.array_position(F.array(*map(F.lit, source.relations)), F.col("relation")).cast("int")
+        for number, relation in enumerate(source.relations, 1):
+            place = F.when(F.col("relation") == relation, F.lit(number)).otherwise(place)
     listed = (place > 0) if source.relations else F.lit(True)
     return grouped.select(
         "item_id",
