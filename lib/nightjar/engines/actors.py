@@ -1,16 +1,19 @@
 """Ray: joining or starting a cluster, and a resumable map over parts on a pool of actors.
 
-The queue of parts belongs to the driver, and only part numbers and small results travel through Ray: texts
-and vectors go from file to file, so nothing spills. An actor that dies is replaced and only its part is tried
-again, a bounded number of times; finished parts stay finished.
+The queue belongs to the driver, and only part numbers and small results travel through Ray: texts and vectors
+go from file to file, so nothing spills. An actor that dies is replaced and only its part is tried again, a
+bounded number of times; finished parts stay finished. A part that runs far longer than the others at the end
+may be given to an idle actor too.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,8 +24,13 @@ from nightjar.config import RayConfig, Resources
 from nightjar.errors import NightjarError, PartFailed, StageError
 
 Result = TypeVar("Result")
-Work = Callable[[int], Result]
+Task = TypeVar("Task", bound=Hashable)
+Work = Callable[[Any], Result]
 """What an actor holds: takes a part number, writes the part, returns a small result."""
+REISSUE_SECONDS, REISSUE_TIMES = 1.0, 1.5
+"""A task is late when it runs for more than this many seconds and this many times the median."""
+STOP_SECONDS = 10.0
+"""How long killed actors may take to be gone."""
 
 
 def connect(config: RayConfig) -> None:
@@ -119,77 +127,155 @@ class _Host:
         self._make = make
         self._work: Work[Any] | None = None
 
-    def run(self, part: int) -> Any:
+    def ready(self) -> bool:
+        """Answers while the actor lives."""
+        return True
+
+    def run(self, task: Any) -> Any:
         if self._work is None:
             self._work = self._make()
-        return self._work(part)
+        return self._work(task)
+
+
+@dataclass
+class _Running:
+    """A task that an actor has now, since when by the clock of `time.monotonic`."""
+
+    actor: Any
+    task: Any
+    since: float
+
+
+OnFailure = Callable[[Any, int, str], bool]
+"""(task, tries so far, reason) -> True where the task is taken care of otherwise."""
 
 
 @dataclass
 class Pool(Generic[Result]):
-    """A pool of actors working off parts.
+    """A pool of actors working off tasks: part numbers, or anything that hashes and pickles.
 
     make: called once in each actor; must pickle (a frozen dataclass with __call__ does).
+    on_failure: asked first when a task died with its actor or raised; what it takes over counts as done.
+    reissue: once nothing waits, idle actors get copies of the tasks that run longest. The first to finish
+    wins and the others are killed, so a task must be one that may be done twice.
     """
 
     make: Callable[[], Work[Result]]
     resources: Resources
     n_actors: int
+    on_failure: OnFailure | None = None
+    reissue: bool = False
+    reissued: list[Any] = field(default_factory=list)
+    _waiting: deque[Any] = field(default_factory=deque)
     _idle: list[Any] = field(default_factory=list)
-    _busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
-    _tries: dict[int, int] = field(default_factory=dict)
+    _busy: dict[Any, _Running] = field(default_factory=dict)
+    _open: set[Any] = field(default_factory=set)
+    _tries: dict[Any, int] = field(default_factory=dict)
+    _seconds: list[float] = field(default_factory=list)
 
-    def map(self, parts: Sequence[int]) -> Iterator[tuple[int, Result]]:
-        """Yields (part, result) as parts finish, in no particular order.
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
+        """Yields (task, result) as tasks finish, in no particular order.
 
-        Raises PartFailed after `max_attempts` tries of a part, and at once what a part raised on purpose
+        Raises PartFailed after `max_attempts` tries of a task, and at once what a task raised on purpose
         (a NightjarError): trying again would not mend bad data.
         """
-        waiting = deque(parts)
-        self._idle = [self._start() for _ in range(min(self.n_actors, len(waiting)))]
+        self.add(tasks)
         try:
-            while waiting or self._busy:
-                while waiting and self._idle:
-                    self._give(self._idle.pop(), waiting.popleft())
-                finished, _ = ray.wait(list(self._busy), num_returns=1)
-                actor, part = self._busy.pop(finished[0])
-                try:
-                    result = ray.get(finished[0])
-                except RayError as error:
-                    self._failed(part, error)
-                    waiting.append(part)
-                    self._idle.append(self._replacement(actor, error))
-                    continue
-                self._idle.append(actor)
-                yield part, result
+            while self._open:
+                self._hand_out()
+                finished, _ = ray.wait(list(self._busy), num_returns=1, timeout=self._patience())
+                for reference in finished:
+                    yield from self._finish(reference)
         finally:
             self._stop()
+
+    def add(self, tasks: Iterable[Any]) -> None:
+        """Puts tasks in the queue, also while `map` goes on."""
+        for task in tasks:
+            self._waiting.append(task)
+            self._open.add(task)
+
+    def _hand_out(self) -> None:
+        while self._waiting and (self._idle or len(self._busy) < self.n_actors):
+            self._give(self._waiting.popleft())
+        if self.reissue and self._idle and (slowest := self._slowest()) is not None:
+            self.reissued.append(slowest)
+            self._give(slowest)
+
+    def _give(self, task: Any) -> None:
+        actor = self._idle.pop() if self._idle else self._start()
+        self._busy[actor.run.remote(task)] = _Running(actor, task, time.monotonic())
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for a task before looking again for one that takes too long."""
+        return REISSUE_SECONDS if self.reissue and self._idle else None
+
+    def _slowest(self) -> Any | None:
+        """The task that runs longest, if that is far longer than usual and it has no copy yet."""
+        copies = Counter(running.task for running in self._busy.values())
+        alone = [one for one in self._busy.values() if copies[one.task] == 1 and one.task in self._open]
+        if not alone:
+            return None
+        oldest = min(alone, key=lambda running: running.since)
+        usual = statistics.median(self._seconds) if self._seconds else math.inf
+        late = time.monotonic() - oldest.since > max(REISSUE_SECONDS, REISSUE_TIMES * usual)
+        return oldest.task if late else None
+
+    def _finish(self, reference: Any) -> Iterator[tuple[Any, Result]]:
+        running = self._busy.pop(reference)
+        try:
+            result = ray.get(reference)
+        except RayError as error:
+            if isinstance(error, RayActorError):
+                self._drop_dead()
+            else:  # only the task failed
+                self._idle.append(running.actor)
+            self._failed(running.task, error)
+            return
+        self._idle.append(running.actor)
+        if running.task in self._open:
+            self._open.remove(running.task)
+            self._seconds.append(time.monotonic() - running.since)
+            yield running.task, result
+
+    def _drop_dead(self) -> None:
+        """Forgets idle actors that died too, with their node say: each would cost a task one of its tries."""
+        asked = {actor.ready.remote(): actor for actor in self._idle}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=STOP_SECONDS)[0] if asked else []
+        for reference in answered:
+            try:
+                ray.get(reference)
+            except RayActorError:
+                self._idle.remove(asked[reference])
 
     def _start(self) -> Any:
         options: dict[str, Any] = {"num_cpus": self.resources.num_cpus, "num_gpus": self.resources.num_gpus}
         return _Host.options(**options).remote(self.make)  # type: ignore[attr-defined]
 
-    def _give(self, actor: Any, part: int) -> None:
-        self._busy[actor.run.remote(part)] = (actor, part)
-
-    def _failed(self, part: int, error: RayError) -> None:
-        """Counts a try; raises when it was the last one or the part said itself that it cannot be done."""
+    def _failed(self, task: Any, error: RayError) -> None:
+        """Puts a task back in the queue; raises when it was the last try or when the task said itself
+        that it cannot be done."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, NightjarError):
             raise type(cause)(str(cause)) from None
-        self._tries[part] = self._tries.get(part, 0) + 1
-        if self._tries[part] >= self.resources.max_attempts:
-            reason = " ".join(str(cause).split())[:400] or type(cause).__name__
+        if task not in self._open or any(running.task == task for running in self._busy.values()):
+            return  # a copy is done, or still at it
+        self._tries[task] = tries = self._tries.get(task, 0) + 1
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}"
+        if self.on_failure is not None and self.on_failure(task, tries, reason):
+            self._open.discard(task)
+        elif tries < self.resources.max_attempts:
+            self._waiting.append(task)
+        else:
             raise PartFailed(
-                f"part {part} failed {self._tries[part]} times, last by {type(cause).__name__}: {reason}; "
+                f"part {task} failed {tries} times, last by {reason}; "
                 "finished parts are kept, mend the cause and run the same command again"
             ) from None
 
-    def _replacement(self, actor: Any, error: RayError) -> Any:
-        """A new actor where the old one died; the old one where only its task failed."""
-        return self._start() if isinstance(error, RayActorError) else actor
-
     def _stop(self) -> None:
-        for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
+        for actor in [*self._idle, *(running.actor for running in self._busy.values())]:
             ray.kill(actor)
-        self._idle, self._busy = [], {}
+        if self._busy:  # a copy that lost must not go on writing
+            ray.wait(list(self._busy), num_returns=len(self._busy), timeout=STOP_SECONDS)
+        self._idle, self._busy, self._open = [], {}, set()
+        self._waiting.clear()
