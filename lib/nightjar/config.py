@@ -299,12 +299,25 @@ class AggregateUsers(Section):
 
 
 class BuildIndex(Section):
-    """Item vectors -> FAISS shards."""
+    """Item vectors -> index shards."""
 
     shards: Positive = 2
-    factory: str = Field("Flat", description="a FAISS index factory string, inner product")
+    factory: str = Field(
+        "auto",
+        description="exact: the threshold join over int8 codes; lists: the same file, only a user's nearest "
+        "lists; a FAISS index factory string, inner product; auto: chosen by what follows",
+    )
+    exact_up_to: Positive = Field(2_000_000, description="auto: items searched exactly, whatever the memory")
+    memory_bytes: Positive = Field(8 << 30, description="auto: bytes of index that a host may hold")
+    recall_target: Share = Field(0.99, description="auto: IndexRecall an approximate index is tuned to")
     seed: int = 0
     resources: Resources = resources()
+
+
+class RetrieveResources(Resources):
+    """A larger block of users shares a pass over the items; 8,192 are 50 MB of vectors and heaps."""
+
+    block_users: Positive = Field(8192, description="users searched at once")
 
 
 class Retrieve(Section):
@@ -314,6 +327,10 @@ class Retrieve(Section):
     exclude_seen: bool = True
     nprobe: Positive = Field(32, description="IVF factories: lists visited for a user")
     ef_search: Positive = Field(256, description="HNSW factories: beam of a search")
+    probe_share: float = Field(0.1, gt=0, le=1, description="factory lists: share of the lists visited")
+    k_factor: float = Field(
+        1.0, ge=1, description="compressed FAISS factories: candidates a wanted item, re-scored in fp32"
+    )
     recall_sample: int = Field(500, ge=0, description="users whose result is held against exact search")
     min_recall: Share = Field(0.95, description="IndexRecall below it refuses the index")
     seed: int = 0
@@ -359,7 +376,7 @@ class Evaluate(Section):
     ks: tuple[Positive, ...] = (10, 20)
     n_resamples: Positive = 1000
     seed: int = 0
-    resources: Resources = resources()
+    resources: RetrieveResources = Field(default_factory=RetrieveResources, json_schema_extra=RESOURCE)
 
 
 class SparkConfig(Section):

@@ -26,6 +26,8 @@ ADAPTERS = {
     "actors": {"ray"},
     "index": {"faiss"},
     "bulk": {"numba", "torch"},
+    "search": SEARCH,
+    "choose": SEARCH,
     "encoder": ENCODER,
 }
 """What each file or folder of engines/ may load; one that is not named here: nothing."""

@@ -1,50 +1,100 @@
-"""Item vectors -> FAISS shards, one actor task a shard."""
+"""Item vectors -> index shards, one actor task a shard."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from nightjar.config import BuildIndex, Resources
 from nightjar.engines import actors
-from nightjar.engines.index import build_shard
-from nightjar.matrix import mapped_matrix
+from nightjar.engines.choose import Limits, Trial, plan, settled, trials
+from nightjar.engines.search import METRIC, Searcher, ShardFacts, build_shard, is_bulk, open_shard
+from nightjar.engines.shards import Effort
+from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import INDEX_SHARDS, ITEM_VECTORS
 
-METRIC = "ip"
+AUTO = "auto"
 
 
 def build_index(night: Night, params: BuildIndex, resources: Resources) -> Metrics:
-    """Cuts the items into `shards` runs of item numbers that tile them, and indexes each."""
+    """Cuts the items into `shards` runs of item numbers that tile them, and indexes each.
+
+    Metrics name the factory; where it was chosen (`auto`) also why, what was tried, and the effort to search
+    it with.
+    """
     vectors, attempt = night.read(ITEM_VECTORS), night.write(INDEX_SHARDS)
+    factory, why = params.factory, ""
+    if factory == AUTO:
+        limits = Limits(params.exact_up_to, params.memory_bytes, params.recall_target)
+        factory, why = plan(vectors.manifest.rows, vector_dim(vectors), params.shards, limits)
     actors.connect(night.config.ray)
-    work = ShardWork(vectors, attempt, params)
-    pool: actors.Pool[tuple[FileEntry, pa.Table]] = actors.Pool(
-        work, resources, actors.pool_size(resources, params.shards)
+    work = ShardWork(
+        vectors,
+        attempt,
+        params.shards,
+        factory,
+        params.seed,
+        Effort(threads=max(1, int(resources.num_cpus))) if why else None,
     )
+    pool: actors.Pool[Built] = actors.Pool(work, resources, actors.pool_size(resources, params.shards))
+    found: dict[int, Built] = {}
     with night.report.task("build_index", params.shards, "shards") as task:
-        built = {}
         for shard, result in pool.map(range(params.shards)):
-            built[shard] = result
+            found[shard] = result
             task.advance(1)
-    rows = pa.concat_tables([built[shard][1] for shard in sorted(built)])
-    night.wrote(INDEX_SHARDS, [*(built[shard][0] for shard in sorted(built)), attempt.write_part(0, [rows])])
-    return {"items": vectors.manifest.rows, "shards": params.shards, "factory": params.factory}
+    built = [found[shard] for shard in sorted(found)]
+    chosen: dict[str, Any] = {"factory": factory}
+    if why:
+        tried = [one.trials for one in built if one.trials]
+        chosen = settled(factory, why, tried, params.recall_target)
+    rows = _rows(built, chosen["factory"])
+    night.wrote(INDEX_SHARDS, [*(one.entry for one in built), attempt.write_part(0, [rows])])
+    size = sum(one.facts.bytes for one in built)
+    return {"items": vectors.manifest.rows, "shards": params.shards, "bytes": size, **chosen}
+
+
+def _rows(built: list[Built], factory: str) -> pa.Table:
+    return pa.table(
+        {
+            "shard": pa.array(range(len(built)), pa.int32()),
+            "file": [one.entry.name for one in built],
+            "n_vectors": [one.facts.n_vectors for one in built],
+            "factory": [factory] * len(built),
+            "metric": [METRIC] * len(built),
+            "sha256": [one.facts.sha256 for one in built],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Built:
+    """One finished shard; trials: what was measured of it, nothing unless the factory is being chosen."""
+
+    entry: FileEntry
+    facts: ShardFacts
+    trials: list[Trial]
 
 
 @dataclass(frozen=True)
 class ShardWork:
-    """What travels to an actor, and the work itself: builds the shard of a number."""
+    """What travels to an actor, and the work itself: builds the shard of a number.
+
+    trial: how to search a finished shard to see what it needs; None where that is not asked.
+    """
 
     vectors: Committed
     attempt: Attempt
-    params: BuildIndex
+    n_shards: int
+    factory: str
+    seed: int
+    trial: Effort | None
 
     def __call__(self) -> ShardWork.Part:
         return self.Part(self)
@@ -53,22 +103,18 @@ class ShardWork:
     class Part:
         work: ShardWork
 
-        def __call__(self, shard: int) -> tuple[FileEntry, pa.Table]:
-            params, V = self.work.params, mapped_matrix(self.work.vectors)
-            start, stop = (len(V) * at // params.shards for at in (shard, shard + 1))
-            name = f"shard-{shard:05d}.faiss"
-            scratch = self.work.attempt.dataset.store.scratch(self.work.attempt.folder)
+        def __call__(self, shard: int) -> Built:
+            work, V = self.work, mapped_matrix(self.work.vectors)
+            start, stop = (len(V) * at // work.n_shards for at in (shard, shard + 1))
+            name = f"shard-{shard:05d}.{'bulk' if is_bulk(work.factory) else 'faiss'}"
+            scratch = work.attempt.dataset.store.scratch(work.attempt.folder)
             with tempfile.TemporaryDirectory(dir=scratch, prefix=".tmp-") as folder:
                 aside = Path(folder) / name
                 nums = np.arange(start, stop, dtype=np.int64)
-                facts = build_shard(V[start:stop], nums, aside, params.factory, METRIC, params.seed)
-                entry = self.work.attempt.put_artefact(aside, name)
-            row = {
-                "shard": pa.array([shard], pa.int32()),
-                "file": [name],
-                "n_vectors": [facts.n_vectors],
-                "factory": [facts.factory],
-                "metric": [facts.metric],
-                "sha256": [facts.sha256],
-            }
-            return entry, pa.table(row)
+                facts = build_shard(V[start:stop], nums, aside, work.factory, work.seed)
+                tried: list[Trial] = []
+                if work.trial is not None and stop > start:
+                    opened = open_shard(aside, facts.sha256, work.factory)
+                    searcher = Searcher(work.factory, [opened], V, work.trial)
+                    tried = trials(searcher, slice(start, stop), work.seed)
+                return Built(work.attempt.put_artefact(aside, name), facts, tried)

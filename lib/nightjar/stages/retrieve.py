@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from nightjar.config import Resources, Retrieve
 from nightjar.engines import actors
-from nightjar.engines.index import Shard, index_recall, open_shard, search_shards
+from nightjar.engines.search import Searcher, open_shard
 from nightjar.engines.shards import Effort
 from nightjar.errors import GateError
-from nightjar.kernels.sweep import sweep_topk
 from nightjar.kernels.topk import Filters, ItemLists, TopK
 from nightjar.matrix import mapped_matrix
 from nightjar.stage import Metrics, Night
 from nightjar.stages.buckets import read_histories, strings
+from nightjar.stages.index_recall import Sample, recall_of
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import CANDIDATES, INDEX_SHARDS, INTERACTIONS, ITEM_VECTORS, ITEMS, USER_VECTORS, vectors
 
@@ -37,7 +37,7 @@ def retrieve(night: Night, params: Retrieve, resources: Resources) -> Metrics:
         Catalogue(night.read(ITEMS), night.read(ITEM_VECTORS), night.read(INDEX_SHARDS)),
         attempt,
         params,
-        Effort(threads=max(1, int(resources.num_cpus)), nprobe=params.nprobe, ef_search=params.ef_search),
+        _effort(params, resources),
         resources.block_users,
     )
     actors.connect(night.config.ray)
@@ -48,20 +48,30 @@ def retrieve(night: Night, params: Retrieve, resources: Resources) -> Metrics:
         for bucket, result in pool.map(range(n_parts)):
             found[bucket] = result
             task.advance(1, result.entry.rows, "users")
-    recalls = [value for bucket in sorted(found) for value in found[bucket].recalls]
-    recall = float(np.mean(recalls)) if recalls else 1.0
-    if recall < params.min_recall:
+    recall = Sample.together([found[bucket].recall for bucket in sorted(found)]).metrics()
+    if recall["index_recall"] < params.min_recall:
         raise GateError(
-            f"retrieve {night.ds}: IndexRecall@{params.k_prime} is {recall:.4f} on {len(recalls)} sampled "
-            f"users, below {params.min_recall}; raise nprobe or ef_search, or use factory Flat"
+            f"retrieve {night.ds}: IndexRecall@{params.k_prime} is {recall['index_recall']:.4f} on "
+            f"{recall['recall_users']} sampled users, below {params.min_recall}; raise nprobe, ef_search, "
+            "probe_share or k_factor, or use factory exact"
         )
     night.wrote(CANDIDATES, [found[bucket].entry for bucket in sorted(found)])
     return {
         "users": sum(one.entry.rows for one in found.values()),
         "short": sum(one.n_short for one in found.values()),
-        "index_recall": recall,
-        "recall_users": len(recalls),
+        **recall,
     }
+
+
+def _effort(params: Retrieve, resources: Resources) -> Effort:
+    return Effort(
+        threads=max(1, int(resources.num_cpus)),
+        nprobe=params.nprobe,
+        ef_search=params.ef_search,
+        k_factor=params.k_factor,
+        probe_share=params.probe_share,
+        device="cuda" if resources.num_gpus else "cpu",
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Searched:
 
     entry: FileEntry
     n_short: int
-    recalls: list[float]
+    recall: Sample
 
 
 @dataclass(frozen=True)
@@ -107,65 +117,62 @@ class RetrievePart:
         items = work.catalogue.items.read(["item_num", "available"])
         self.available = np.zeros(len(self.V), bool)
         self.available[items["item_num"].to_numpy()] = items["available"].to_numpy()
-        self.shards = self._open(work.catalogue.shards)
+        self.searcher = self._open(work.catalogue.shards)
 
-    def _open(self, shards: Committed) -> list[Shard]:
-        rows = shards.read(["file", "sha256"]).to_pylist()
+    def _open(self, shards: Committed) -> Searcher:
+        """The shards, searched as the configuration says or, where build_index chose, as it found enough."""
+        rows = shards.read(["file", "factory", "sha256"]).to_pylist()
         store = shards.dataset.store
         opened = []
         for row in rows:
             entry = shards.artefact(row["file"])
             if store.is_local:
-                opened.append(open_shard(Path(shards.path(entry)), row["sha256"]))
+                opened.append(open_shard(Path(shards.path(entry)), row["sha256"], row["factory"]))
                 continue
             with (
-                tempfile.NamedTemporaryFile(suffix=".faiss") as local,
+                tempfile.NamedTemporaryFile() as local,
                 store.open(shards.name_of(entry)) as source,
             ):
                 while chunk := source.read(1 << 22):
                     local.write(chunk)
                 local.flush()
-                opened.append(
-                    open_shard(Path(local.name), row["sha256"])
-                )  # stays mapped after the name is gone
-        return opened
+                # It stays mapped after the name is gone.
+                opened.append(open_shard(Path(local.name), row["sha256"], row["factory"]))
+        factory = rows[0]["factory"]
+        tuned = shards.manifest.metrics.get("effort", {})
+        return Searcher(factory, opened, self.V, self.work.effort).tuned(tuned)
 
     def __call__(self, bucket: int) -> Searched:
         rows = self.work.users.read_part(self.work.users.parts[bucket], ["user_id", "vector"])
         user_ids, U = strings(rows["user_id"]), vectors(rows["vector"])
-        seen = self._seen(user_ids, bucket)
+        histories = read_histories(self.work.interactions, bucket).aligned(user_ids)
+        seen = ItemLists(histories.indptr, histories.item_nums) if self.work.params.exclude_seen else None
         tables, n_short, recalls = [], 0, []
         for at in self._blocks(len(U)):
             filters = Filters(seen=seen.take(at) if seen else None, eligible=self.available)
-            found = search_shards(
-                self.shards, U[at], self.work.params.k_prime, self.V, filters, self.work.effort
-            )
+            found = self.searcher.search(U[at], self.work.params.k_prime, filters)
             tables.append(_candidates(user_ids[at], found))
             n_short += int((found.n_found < self.work.params.k_prime).sum())
-            recalls += self._recalls(U[at], found, filters, at)
-        return Searched(self.work.attempt.write_part(bucket, tables), n_short, recalls)
+            recalls.append(self._recall(U[at], found, filters, np.diff(histories.indptr)[at], at))
+        return Searched(self.work.attempt.write_part(bucket, tables), n_short, Sample.together(recalls))
 
     def _blocks(self, n_users: int) -> Iterator[np.ndarray]:
         for start in range(0, n_users, self.work.block_users):
             yield np.arange(start, min(start + self.work.block_users, n_users))
 
-    def _seen(self, user_ids: np.ndarray, bucket: int) -> ItemLists | None:
-        if not self.work.params.exclude_seen:
-            return None
-        histories = read_histories(self.work.interactions, bucket).aligned(user_ids)
-        return ItemLists(histories.indptr, histories.item_nums)
-
-    def _recalls(self, U: np.ndarray, found: TopK, filters: Filters, at: np.ndarray) -> list[float]:
-        """IndexRecall of the sampled users of a block, against an exact sweep under the same filters."""
+    def _recall(
+        self, U: np.ndarray, found: TopK, filters: Filters, activity: np.ndarray, at: np.ndarray
+    ) -> Sample:
+        """IndexRecall of the sampled users of a block."""
         share = self.work.params.recall_sample / max(self.work.users.manifest.rows, 1)
         # Drawn by position, not by block, so that the sample is the same whatever the block size.
         drawn = np.random.default_rng([self.work.params.seed, len(self.V)]).random(int(at[-1]) + 1)[at]
         chosen = np.flatnonzero(drawn < share)
         if not len(chosen):
-            return []
-        exact = sweep_topk(U[chosen], self.V, self.work.params.k_prime, filters.take(chosen))
-        approximate = TopK(found.item_nums[chosen], found.scores[chosen], found.n_found[chosen])
-        return [float(value) for value in index_recall(approximate, exact)]
+            return Sample.none()
+        mine = TopK(found.item_nums[chosen], found.scores[chosen], found.n_found[chosen])
+        search = self.searcher.search
+        return Sample(activity[chosen], *recall_of(search, self.V, U[chosen], filters.take(chosen), mine))
 
 
 def _candidates(user_ids: np.ndarray, found: TopK) -> pa.Table:
