@@ -1,4 +1,4 @@
-"""Encode item texts on a pool of Ray actors: item_text -> item_embeddings."""
+"""Encode item texts on a pool of Ray actors: item_text -> item_embeddings, embeddings_quarantine."""
 
 from nightjar.job import main
 from nightjar.pipeline import ENCODE_ITEMS

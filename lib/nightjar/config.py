@@ -271,6 +271,13 @@ class EncodeItems(Section):
     dims: Positive | None = Field(None, description="Matryoshka truncation")
     normalize: bool = True
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    hourly_price: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        json_schema_extra=RESOURCE,
+        description="what an hour of one actor costs; the manifest then tells what a million items cost",
+    )
     resources: Resources = resources()
 
 

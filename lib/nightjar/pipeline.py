@@ -7,6 +7,7 @@ stages/<name>.py, the contract of each table in tables.py. Nothing here imports 
 from nightjar.stage import Raw, Stage, Window
 from nightjar.tables import (
     CANDIDATES,
+    EMBEDDINGS_QUARANTINE,
     EVENTS,
     INDEX_SHARDS,
     INTERACTIONS,
@@ -46,7 +47,8 @@ ENCODE_ITEMS = Stage(
     "encode_items",
     "ray",
     reads=(ITEM_TEXT, MODEL),
-    writes=(ITEM_EMBEDDINGS,),
+    writes=(ITEM_EMBEDDINGS, EMBEDDINGS_QUARANTINE),
+    version=2,  # identical texts once a night, a quarantine
 )
 WEIGH_EVENTS = Stage(
     "weigh_events",

@@ -267,6 +267,12 @@ ITEMS_QUARANTINE = Table(
     checks=(not_blank("reason"),),
     made_by="build_items",
 )
+EMBEDDINGS_QUARANTINE = Table(
+    "embeddings_quarantine",
+    QUARANTINE_SCHEMA,
+    checks=(not_blank("reason"),),
+    made_by="encode_items",
+)
 ITEMS = Table(
     "items",
     _schema(
@@ -438,6 +444,7 @@ TABLES: tuple[Table, ...] = (
     ITEM_TEXT,
     ITEMS_QUARANTINE,
     ITEM_EMBEDDINGS,
+    EMBEDDINGS_QUARANTINE,
     USERS,
     INTERACTIONS,
     POPULARITY,

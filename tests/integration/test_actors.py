@@ -55,19 +55,19 @@ def die_on_three(task: int, tries: int) -> str:
 
 def test_what_keeps_killing_is_handed_over_and_the_rest_goes_on(tmp_path: Path) -> None:
     """The owner of the queue may put other tasks in place of a deadly one while the pool works."""
-    told: list[tuple[Any, int, str]] = []
+    told: list[tuple[Any, actors.Failure]] = []
 
-    def instead(task: Any, tries: int, reason: str) -> bool:
-        told.append((task, tries, reason.split(":")[0]))
-        if tries == 2:
+    def instead(task: Any, failure: actors.Failure) -> bool:
+        told.append((task, failure))
+        if failure.tries == 2:
             pool.add([30, 31])
-        return tries == 2
+        return failure.tries == 2
 
     work = Noted(tmp_path, die_on_three)
     pool: actors.Pool[str] = actors.Pool(work, Resources(max_attempts=9), 2, on_failure=instead)
     done = dict(pool.map([3, 4, 5]))
     assert done == {task: f"{task} after 0" for task in (4, 5, 30, 31)}
-    assert told == [(3, 1, "ActorDiedError"), (3, 2, "ActorDiedError")]
+    assert [(task, one.tries, one.died) for task, one in told] == [(3, 1, True), (3, 2, True)]
     assert work.calls() == {"3": 2, "4": 1, "5": 1, "30": 1, "31": 1}
 
 
@@ -94,6 +94,12 @@ def dawdle_once(task: int, tries: int) -> tuple[int, int]:
     return task, tries
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "REISSUE_SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_the_slowest_is_given_to_an_idle_actor_and_the_first_to_finish_wins(tmp_path: Path) -> None:
     started = time.monotonic()
     pool: actors.Pool[tuple[int, int]] = actors.Pool(Noted(tmp_path, dawdle_once), TWO, 2, reissue=True)
@@ -120,6 +126,7 @@ def dawdle_then_die(task: int, tries: int) -> int:
     return tries
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_copy_that_dies_costs_no_try_and_the_first_goes_on(tmp_path: Path) -> None:
     work = Noted(tmp_path, dawdle_then_die)
     pool: actors.Pool[int] = actors.Pool(work, Resources(max_attempts=1), 2, reissue=True)

@@ -27,8 +27,11 @@ Result = TypeVar("Result")
 Task = TypeVar("Task", bound=Hashable)
 Work = Callable[[Any], Result]
 """What an actor holds: takes a part number, writes the part, returns a small result."""
-REISSUE_SECONDS, REISSUE_TIMES = 1.0, 1.5
-"""A task is late when it runs for more than this many seconds and this many times the median."""
+REISSUE_SECONDS, REISSUE_TIMES = 15.0, 2.0
+"""A task is late when it runs for more than this many seconds, which an actor takes to load a model, and for
+this many times the median."""
+LOOK_SECONDS = 1.0
+"""How often idle actors look for one that is late."""
 STOP_SECONDS = 10.0
 """How long killed actors may take to be gone."""
 
@@ -146,8 +149,17 @@ class _Running:
     since: float
 
 
-OnFailure = Callable[[Any, int, str], bool]
-"""(task, tries so far, reason) -> True where the task is taken care of otherwise."""
+@dataclass(frozen=True)
+class Failure:
+    """How often a task has failed by now, whether its process died this time, and what was said."""
+
+    tries: int
+    died: bool
+    reason: str
+
+
+OnFailure = Callable[[Any, Failure], bool]
+"""(task, failure) -> True where the task is taken care of otherwise."""
 
 
 @dataclass
@@ -208,7 +220,7 @@ class Pool(Generic[Result]):
 
     def _patience(self) -> float | None:
         """Seconds to wait for a task before looking again for one that takes too long."""
-        return REISSUE_SECONDS if self.reissue and self._idle else None
+        return LOOK_SECONDS if self.reissue and self._idle else None
 
     def _slowest(self) -> Any | None:
         """The task that runs longest, if that is far longer than usual and it has no copy yet."""
@@ -226,10 +238,10 @@ class Pool(Generic[Result]):
         try:
             result = ray.get(reference)
         except RayError as error:
-            if isinstance(error, RayActorError):
-                self._drop_dead()
-            else:  # only the task failed
+            if isinstance(error, RayTaskError):  # only the task failed
                 self._idle.append(running.actor)
+            else:
+                self._drop_dead()
             self._failed(running.task, error)
             return
         self._idle.append(running.actor)
@@ -262,7 +274,8 @@ class Pool(Generic[Result]):
             return  # a copy is done, or still at it
         self._tries[task] = tries = self._tries.get(task, 0) + 1
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}"
-        if self.on_failure is not None and self.on_failure(task, tries, reason):
+        failure = Failure(tries, not isinstance(error, RayTaskError), reason)
+        if self.on_failure is not None and self.on_failure(task, failure):
             self._open.discard(task)
         elif tries < self.resources.max_attempts:
             self._waiting.append(task)

@@ -1,181 +1,225 @@
-"""Item text -> embeddings, on a pool of Ray actors: item_text -> item_embeddings.
+"""Item text -> embeddings, on a pool of Ray actors: item_text -> item_embeddings, embeddings_quarantine.
 
 A part of item_text is the unit of work, of resuming and of retrying. A text that an earlier night encoded
-with the same model is taken over by its hash, so a night pays only for what is new.
+with the same model is taken over by its hash, and one that stands in several parts is encoded before them, so
+a night pays once for each text that is new. Reasons of the quarantine: kills_encoder, fails_in_encoder,
+bad_vector. Such an item keeps its row, with a vector that says nothing (`stand_in`), and is not tried again
+by the same model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from nightjar.config import EncodeItems, Resources
 from nightjar.engines import actors
-from nightjar.engines.encoder import Encoder, EncoderSpec, load_encoder, model_fingerprint
-from nightjar.errors import ContractError
+from nightjar.engines.encoder import model_fingerprint
+from nightjar.progress import Task
 from nightjar.stage import Metrics, Night
-from nightjar.stages.encoding import encoder_spec
-from nightjar.store import Attempt, Committed, Dataset, FileEntry, committed_dates
-from nightjar.tables import ITEM_EMBEDDINGS, ITEM_TEXT, vector_column, vectors
+from nightjar.stages.encode_bill import Bill
+from nightjar.stages.encode_earlier import find_reusable, quarantined_rows, say_what_changed, text_keys
+from nightjar.stages.encode_parts import (
+    ENCODER,
+    QUARANTINED,
+    TOLD,
+    Encoded,
+    EncodeTask,
+    EncodeWork,
+    Listed,
+    Load,
+    part_metadata,
+    repeated_attempt,
+    written,
+)
+from nightjar.stages.encode_plan import Plan, make_plan
+from nightjar.stages.encode_suspects import Suspects
+from nightjar.stages.encoding import encoder_spec, model_facts
+from nightjar.store import Committed, FileEntry, damage
+from nightjar.tables import EMBEDDINGS_QUARANTINE, ITEM_EMBEDDINGS, ITEM_TEXT, QUARANTINE_SCHEMA
 
-MODEL = "nightjar.model"
-"""Key of a part's metadata that holds the fingerprint of the model behind its vectors."""
+Parts = dict[int, tuple[FileEntry, Mapping[str, str]]]
+"""Part -> its entry and its metadata."""
+REPEATED_TEXTS = 2048
+"""Repeated texts encoded as one task: parts that need them wait for the last of these."""
 
 
-def encode_items(night: Night, params: EncodeItems, resources: Resources) -> Metrics:
-    """Encodes every text once; metrics count items encoded, taken over and already done by an earlier run."""
+def encode_items(
+    night: Night, params: EncodeItems, resources: Resources, load: Load | None = None
+) -> Metrics:
+    """Gives every row of item_text a vector; each distinct new text is encoded once.
+
+    Metrics: items = resumed + encoded + reused + repeated + quarantined, where `resumed` rows lie in parts
+    that an earlier run finished; what encoding cost, per second of an actor; what the model is.
+    """
     text, attempt = night.read(ITEM_TEXT), night.write(ITEM_EMBEDDINGS)
     spec = encoder_spec(params, resources)
-    fingerprint = model_fingerprint(spec)
-    done = {entry.part: attempt.done(entry.part or 0) for entry in text.parts}
-    entries = {part: entry for part, entry in done.items() if entry is not None and part is not None}
-    todo = [entry.part for entry in text.parts if entry.part is not None and entry.part not in entries]
-    totals = {
-        "items": text.manifest.rows,
-        "resumed_parts": len(entries),
-        "encoded": 0,
-        "reused": 0,
-        "tokens": 0,
+    fingerprint, facts = model_fingerprint(spec), model_facts(spec)
+    done = {part.part or 0: attempt.done(part.part or 0) for part in text.parts}
+    finished: Parts = {
+        number: (entry, part_metadata(written(attempt, [entry]), entry))
+        for number, entry in done.items()
+        if entry is not None
     }
-    description: dict[str, Any] = {}
-    if todo:
-        actors.connect(night.config.ray)
+    bill = Bill(resumed_parts=len(finished), resumed=sum(entry.rows for entry, _ in finished.values()))
+    if todo := [number for number in done if number not in finished]:
         earlier = find_reusable(night, fingerprint)
-        work = EncodeWork(
-            text, attempt, spec, earlier and replace(earlier, hashes=actors.share(earlier.hashes))
-        )
-        pool = actors.Pool(work, resources, actors.pool_size(resources, len(todo)))
-        with night.report.task("encode_items", len(text.parts)) as task:
-            task.advance(len(entries))
-            for part, (entry, counts, description) in pool.map(todo):  # noqa: B007 - the last one is kept
-                entries[part] = entry
-                for name, amount in counts.items():
-                    totals[name] += amount
-                task.advance(1, counts["encoded"] + counts["reused"], "items")
-    night.wrote(ITEM_EMBEDDINGS, [entries[part] for part in sorted(entries)])
-    return {**totals, "model": fingerprint, "encoder": description}
+        keys, offsets = text_keys(text)
+        plan = make_plan(keys, offsets, earlier.keys if earlier else keys[:0])
+        say_what_changed(night, fingerprint, facts, plan.n_new)
+        actors.connect(night.config.ray)
+        repeated = repeated_attempt(attempt, _digest(keys[plan.repeated_at]))
+        committed = earlier.committed if earlier else None
+        work = EncodeWork(text, attempt, repeated, spec, committed, load)
+        finished |= Run(night, work, plan, quarantined_rows(keys, earlier), bill).parts(todo, resources)
+        night.store.drop(repeated.folder)
+    in_order = [finished[part] for part in sorted(finished)]
+    night.wrote(ITEM_EMBEDDINGS, [entry for entry, _ in in_order])
+    reasons = _write_quarantine(night, text, [metadata for _, metadata in in_order])
+    described = json.loads(in_order[0][1][ENCODER]) if in_order else {}
+    return {
+        "items": text.manifest.rows,
+        **bill.metrics(params.hourly_price),
+        "quarantine": reasons,
+        "model": fingerprint,
+        "encoder": {**described, **facts},
+    }
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """An earlier night's embeddings, looked up by text hash.
-
-    hashes: (n,) structured array sorted by `hash` (the first 8 bytes of the sha256), with part and row.
-    """
-
-    committed: Committed
-    hashes: Any
+def _digest(keys: np.ndarray) -> str:
+    return hashlib.sha256(keys.tobytes()).hexdigest()[:16]
 
 
-LOOKUP = np.dtype([("hash", ">u8"), ("part", "<i4"), ("row", "<i4")])
+def _write_quarantine(night: Night, text: Committed, metadata: Iterable[Mapping[str, str]]) -> dict[str, int]:
+    """Writes what the parts tell of rows without a vector of their own; counts by reason."""
+    rows = []
+    for part, told in zip(text.parts, metadata, strict=True):
+        for reason, *values in json.loads(told.get(QUARANTINED, "[]")):
+            payload = json.dumps(dict(zip(TOLD, values, strict=True)), ensure_ascii=False)
+            rows.append(("encode_items", "item_text", reason, payload, part.name))
+    columns = zip(QUARANTINE_SCHEMA.names, zip(*rows, strict=True), strict=False)
+    table = pa.table(dict(columns), QUARANTINE_SCHEMA) if rows else QUARANTINE_SCHEMA.empty_table()
+    night.wrote(EMBEDDINGS_QUARANTINE, [night.write(EMBEDDINGS_QUARANTINE).write_part(0, [table])])
+    return dict(sorted(Counter(row[2] for row in rows).items()))
 
 
-def find_reusable(night: Night, fingerprint: str) -> Earlier | None:
-    """The newest commit made by the same model, or None; another model's vectors never mix in."""
-    for store in (night.store, night.lender):
-        for ds in reversed(committed_dates(store, ITEM_EMBEDDINGS) if store else []):
-            found = Dataset(store, ITEM_EMBEDDINGS, ds).committed() if store else None
-            if found is not None and found.manifest.metrics.get("model") == fingerprint:
-                return Earlier(found, _lookup(found))
-    return None
+class Run:
+    """The driver's side of encoding: which tasks there are, which may go now, what came of them."""
 
-
-def _lookup(committed: Committed) -> np.ndarray:
-    tables = []
-    for entry in committed.parts:
-        hashes = committed.read_part(entry, ["text_hash"]).column("text_hash")
-        table = np.empty(len(hashes), LOOKUP)
-        table["hash"], table["part"], table["row"] = short_hashes(hashes), entry.part, np.arange(len(hashes))
-        tables.append(table)
-    joined = np.concatenate(tables) if tables else np.empty(0, LOOKUP)
-    return joined[np.argsort(joined["hash"], kind="stable")]
-
-
-def short_hashes(column: pa.ChunkedArray) -> np.ndarray:
-    """The first 8 bytes of hex sha256 strings, as big-endian integers (n,)."""
-    hexes = "".join(value[:16] for value in column.to_pylist())
-    return np.frombuffer(bytes.fromhex(hexes), ">u8")
-
-
-@dataclass(frozen=True)
-class EncodeWork:
-    """What travels to an actor; called there, it makes the actor's encoder."""
-
-    text: Committed
-    attempt: Attempt
-    spec: EncoderSpec
-    earlier: Earlier | None
-
-    def __call__(self) -> EncodePart:
-        earlier = self.earlier and replace(self.earlier, hashes=actors.shared(self.earlier.hashes))
-        return EncodePart(self.text, self.attempt, load_encoder(self.spec), earlier)
-
-
-Encoded = tuple[FileEntry, dict[str, int], dict[str, Any]]
-
-
-class EncodePart:
-    """Inside an actor: reads a part of item_text, fills its vectors, writes the part of item_embeddings."""
-
-    def __init__(self, text: Committed, attempt: Attempt, encoder: Encoder, earlier: Earlier | None) -> None:
-        self.text, self.encoder, self.earlier = text, encoder, earlier
-        self.attempt = replace(attempt, dim=encoder.dim)
-
-    def __call__(self, part: int) -> Encoded:
-        rows = self.text.read_part(self.text.parts[part], ["item_id", "text", "text_hash"])
-        matrix = np.empty((len(rows), self.encoder.dim), np.float32)
-        new = ~self._take_over(rows.column("text_hash"), matrix)
-        texts = rows.column("text").filter(pa.array(new)).to_pylist()
-        matrix[new] = self._encode(texts, part)
-        out = rows.drop_columns(["text"]).append_column("embedding", vector_column(matrix))
-        entry = self.attempt.write_part(part, [out], self._metadata())
-        tokens = self.encoder.last_stats.n_tokens if texts else 0
-        counts = {"encoded": int(new.sum()), "reused": int((~new).sum()), "tokens": tokens}
-        return entry, counts, self.encoder.description
-
-    def _encode(self, texts: Sequence[str], part: int) -> np.ndarray:
-        if not texts:
-            return np.empty((0, self.encoder.dim), np.float32)
-        matrix: np.ndarray = self.encoder.encode(texts)
-        if bad := int((~np.isfinite(matrix).all(axis=1)).sum()):
-            raise ContractError(
-                f"encode_items: the model gave {bad} vectors that are not finite in part {part}; "
-                "use precision fp32 or bf16, or another model"
-            )
-        return matrix
-
-    def _take_over(self, hashes: pa.ChunkedArray, matrix: np.ndarray) -> np.ndarray:
-        """Fills rows whose text an earlier night encoded; returns (n,) True where it did."""
-        taken = np.zeros(len(hashes), bool)
-        if self.earlier is None or not len(self.earlier.hashes):
-            return taken
-        known, wanted = self.earlier.hashes, short_hashes(hashes)
-        at = np.minimum(np.searchsorted(known["hash"], wanted), len(known) - 1)
-        likely = np.flatnonzero(known["hash"][at] == wanted)
-        for old_part in np.unique(known["part"][at[likely]]):
-            rows = likely[known["part"][at[likely]] == old_part]
-            self._copy_rows(int(old_part), known["row"][at[rows]], rows, hashes, (matrix, taken))
-        return taken
-
-    def _copy_rows(
-        self, old_part: int, old_rows: np.ndarray, rows: np.ndarray, hashes: pa.ChunkedArray, into: Any
+    def __init__(
+        self, night: Night, work: EncodeWork, plan: Plan, bad: Mapping[int, str], bill: Bill
     ) -> None:
-        assert self.earlier is not None
-        old = self.earlier.committed.read_part(
-            self.earlier.committed.parts[old_part], ["text_hash", "embedding"]
-        )
-        whole_equal = pa.compute.equal(
-            old.column("text_hash").take(pa.array(old_rows)), hashes.take(pa.array(rows))
-        )
-        same = whole_equal.to_numpy(zero_copy_only=False)
-        matrix, taken = into
-        matrix[rows[same]] = vectors(old.column("embedding"))[old_rows[same]]
-        taken[rows[same]] = True
+        self._night, self._work, self._plan, self._bad, self._bill = night, work, plan, bad, bill
+        self._done: Parts = {}
+        self._units: dict[int, FileEntry] = {}
+        self._bad_repeated: dict[int, str] = {}
+        self._waiting: list[int] = []
 
-    def _metadata(self) -> Mapping[str, str]:
-        return {MODEL: self.encoder.fingerprint, "nightjar.encoder": json.dumps(self.encoder.description)}
+    def parts(self, todo: Sequence[int], resources: Resources) -> Parts:
+        """Writes these parts; repeated texts first, and with them the parts that need none."""
+        units = self._open_units()
+        borrow = [part for part in todo if units and len(self._plan.of_part(part).repeated)]
+        self._waiting = borrow
+        tasks = [*units, *(self._part(part) for part in sorted(set(todo) - set(borrow)))]
+        n_texts = sum(task.n_texts for task in tasks) + sum(self._n_texts(part) for part in borrow)
+        with self._night.report.task("encode_items", n_texts, "texts") as progress:
+            again = self._map(tasks, self._pool(resources, len(units) + len(todo)), progress)
+            if again:  # two copies of a part wrote other bytes: one of them alone, now
+                self._map(again, self._pool(resources, len(again), reissue=False), progress)
+        self._night.report.line(f"encode_items: {self._bill.sentence}")
+        return self._done
+
+    def _pool(self, resources: Resources, n_tasks: int, reissue: bool = True) -> actors.Pool[Encoded]:
+        size = actors.pool_size(resources, n_tasks)
+        return actors.Pool(self._work, resources, size, reissue=reissue)
+
+    def _map(
+        self, tasks: Sequence[EncodeTask], pool: actors.Pool[Encoded], progress: Task
+    ) -> list[EncodeTask]:
+        """Does the tasks and what follows from them; returns parts whose file is not what its writer said."""
+        suspects = Suspects(pool.resources.max_attempts, pool.add)
+        pool.on_failure = suspects.failed
+        for task, encoded in pool.map(tasks):
+            self._bill.add(task.kind, encoded.counts)
+            if task.span is not None:
+                suspects.passed(task)
+            elif task.kind == "repeated":
+                pool.add(self._unit_is_done(task, encoded))
+            else:
+                self._part_is_done(task, encoded)
+            if task.span is None:
+                tokens = self._bill.totals["tokens"] / max(time.monotonic() - progress.started, 1e-9)
+                # A task shows one rate; the tokens' rides in its unit.
+                progress.advance(task.n_texts, encoded.counts["rows"], f"items/s, {tokens:,.0f} tokens")
+        self._bill.reissued += len(pool.reissued)
+        return [task for task in pool.reissued if task.kind == "part" and self._is_torn(task)]
+
+    def _open_units(self) -> list[EncodeTask]:
+        """The repeated texts in tasks, without those that an earlier run finished."""
+        n, tasks = len(self._plan.repeated_at), []
+        for number, start in enumerate(range(0, n, REPEATED_TEXTS)):
+            where = self._plan.places(slice(start, min(start + REPEATED_TEXTS, n)))
+            task = EncodeTask(kind="repeated", number=number, where=where)
+            entry = self._work.repeated.done(number)
+            if entry is None:
+                tasks.append(task)
+                continue
+            self._units[number] = entry
+            told = part_metadata(written(self._work.repeated, [entry]), entry).get(QUARANTINED, "[]")
+            self._note_bad(number, json.loads(told))
+        return tasks
+
+    def _unit_is_done(self, task: EncodeTask, encoded: Encoded) -> list[EncodeTask]:
+        """The parts that waited, after the last of the repeated texts."""
+        assert encoded.entry is not None
+        self._units[task.number] = encoded.entry
+        self._note_bad(task.number, encoded.bad)
+        if len(self._units) * REPEATED_TEXTS < len(self._plan.repeated_at):
+            return []
+        waiting, self._waiting = self._waiting, []
+        return [self._part(part) for part in waiting]
+
+    def _note_bad(self, unit: int, bad: Listed) -> None:
+        self._bad_repeated |= {unit * REPEATED_TEXTS + place: reason for place, reason in bad}
+
+    def _part_is_done(self, task: EncodeTask, encoded: Encoded) -> None:
+        assert encoded.entry is not None
+        assert task.sources is not None
+        self._done[task.number] = encoded.entry, encoded.metadata
+        self._bill.n_quarantined += len(encoded.bad)
+        listed = [row for row, _ in encoded.bad]
+        self._bill.totals["reused"] += int((~np.isin(task.sources.earlier.rows, listed)).sum())
+
+    def _n_texts(self, part: int) -> int:
+        return len(self._plan.of_part(part).texts)
+
+    def _part(self, number: int) -> EncodeTask:
+        sources = self._plan.of_part(number)
+        first = int(self._plan.offsets[number])
+        listed = [
+            *((row, self._bad[first + row]) for row, _ in sources.earlier if first + row in self._bad),
+            *((row, self._bad_repeated[at]) for row, at in sources.repeated if at in self._bad_repeated),
+        ]
+        units = [self._units[unit] for unit in sorted(self._units)]
+        return EncodeTask(
+            kind="part",
+            number=number,
+            where=((number, sources.texts),),
+            sources=sources,
+            lent=written(self._work.repeated, units) if len(sources.repeated) else None,
+            listed=tuple(sorted(listed)),
+        )
+
+    def _is_torn(self, task: EncodeTask) -> bool:
+        """Whether a part that had a copy is not the file its entry says; its marker is dropped then."""
+        (entry, _), attempt = self._done[task.number], self._work.attempt
+        torn = bool(damage(written(attempt, [entry])))
+        if torn:
+            attempt.dataset.store.drop(f"{attempt.folder}/{entry.name}.done.json")
+        return torn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from nightjar.engines.encoder.attention import to_device
 from nightjar.engines.encoder.backbone import load_model
 from nightjar.engines.encoder.model_dir import ModelLayout, model_fingerprint, read_layout
 from nightjar.engines.encoder.packing import PackedBatch, TokenRows
+from nightjar.engines.encoder.peak import measured_peak
 from nightjar.engines.encoder.pooling import Head, Pooler, finish, load_head
 from nightjar.engines.encoder.runner import Runner, keep_freed_memory
 from nightjar.engines.encoder.selection import choose
@@ -66,6 +68,12 @@ class Encoder:
             "passed_over": self._choice.passed_over,
             "word_table_off": self._tokenizer.table_is_off_because,
         }
+
+    @functools.cached_property
+    def peak_flops(self) -> float:
+        """Operations a second of a bare matrix product here, measured at the first use."""
+        with torch.inference_mode():
+            return measured_peak(self._device, self._choice.precision)
 
     def flops_per_token(self, length: float) -> float:
         """Operations a token of a text of ``length`` tokens costs: two a weight, and the attention."""

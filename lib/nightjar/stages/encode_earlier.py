@@ -1,0 +1,79 @@
+"""What earlier nights encoded: looked up by the text's hash, and only where the same model made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nightjar.stage import Night
+from nightjar.stages.encode_plan import KEY, hash_keys
+from nightjar.stages.encoding import what_changed
+from nightjar.store import Committed, Dataset, Store, committed_dates
+from nightjar.tables import EMBEDDINGS_QUARANTINE, ITEM_EMBEDDINGS
+
+
+def text_keys(committed: Committed) -> tuple[np.ndarray, np.ndarray]:
+    """Of a table with text_hash: the keys of all rows (n,) and the first row of each part (p+1,)."""
+    columns = (committed.read_part(entry, ["text_hash"]).column("text_hash") for entry in committed.parts)
+    keys = [hash_keys(column) for column in columns]
+    offsets = np.cumsum([0, *map(len, keys)])
+    joined: np.ndarray = np.concatenate([np.empty(0, KEY), *keys])
+    return joined, offsets
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier night's embeddings by the same model. keys: (k,) of its rows; bad: key -> reason."""
+
+    committed: Committed
+    keys: np.ndarray
+    bad: Mapping[bytes, str]
+
+
+def find_reusable(night: Night, fingerprint: str) -> Earlier | None:
+    """The newest commit made by the same model, or None; another model's vectors never mix in."""
+    for store in (night.store, night.lender):
+        for found in _commits(store) if store else ():
+            if found.manifest.metrics.get("model") == fingerprint:
+                return Earlier(found, text_keys(found)[0], _known_bad(found))
+    return None
+
+
+def _commits(store: Store) -> Iterator[Committed]:
+    """Commits of embeddings, newest first."""
+    for ds in reversed(committed_dates(store, ITEM_EMBEDDINGS)):
+        if (found := Dataset(store, ITEM_EMBEDDINGS, ds).committed()) is not None:
+            yield found
+
+
+def _known_bad(embeddings: Committed) -> dict[bytes, str]:
+    dataset = Dataset(embeddings.dataset.store, EMBEDDINGS_QUARANTINE, embeddings.dataset.ds)
+    committed = dataset.committed()
+    if committed is None or committed.manifest.fingerprint != embeddings.manifest.fingerprint:
+        return {}
+    rows = committed.read(["payload", "reason"]).to_pylist()
+    return {bytes.fromhex(json.loads(row["payload"])["text_hash"][:32]): row["reason"] for row in rows}
+
+
+def quarantined_rows(keys: np.ndarray, earlier: Earlier | None) -> dict[int, str]:
+    """Rows of tonight whose text an earlier night found bad: row -> reason."""
+    if earlier is None or not earlier.bad:
+        return {}
+    rows = np.flatnonzero(np.isin(keys, np.array(list(earlier.bad), keys.dtype)))
+    return {int(row): earlier.bad[bytes(keys[row]).ljust(16, b"\0")] for row in rows}
+
+
+def say_what_changed(night: Night, fingerprint: str, facts: Mapping[str, Any], n_new: int) -> None:
+    """One line, before anything is encoded, where the newest commit was made by another model."""
+    newest = next(_commits(night.store), None)
+    if newest is None or newest.manifest.metrics.get("model") == fingerprint:
+        return
+    why = what_changed(newest.manifest.metrics.get("encoder") or {}, facts)
+    night.report.line(
+        f"encode_items: the model is another than on {newest.dataset.ds} ({why}); "
+        f"{n_new:,} texts are encoded again"
+    )
