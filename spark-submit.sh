@@ -60,7 +60,7 @@ on_local() {
 
 on_spark clean_events      # events_raw (all scenes)                      -> events, quarantine
 on_spark build_items       # items_raw (+ knowledge triples), events      -> items, item_text, items_quarantine
-on_ray   encode_items      # item_text                                    -> item_embeddings   (GPU; incremental)
+on_ray   encode_items      # item_text                                    -> item_embeddings, embeddings_quarantine   (GPU; incremental)
 on_spark weigh_events      # events, items, users_raw                     -> interactions, users, popularity
 on_ray   learn_taste       # item_embeddings, interactions                -> item_vectors
 on_spark aggregate_users   # interactions, users, item_vectors            -> user_vectors

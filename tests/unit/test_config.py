@@ -389,9 +389,9 @@ def _plainly(value: Any) -> Any:
 
 
 def test_what_is_marked_a_resource() -> None:
-    """The marks are few, and each is a place or a speed."""
+    """The marks are few, and each is a place, a speed or a price."""
     marked = {place[-1] for place, (_, mark) in PLACES.items() if mark}
-    assert marked == {"resources", "path"}
+    assert marked == {"resources", "path", "hourly_price"}
 
 
 def test_yaml_and_json_say_the_same_config(tmp_path: Path) -> None:
