@@ -327,11 +327,57 @@ class RetrieveResources(Resources):
     block_users: Positive = Field(8192, description="users searched at once")
 
 
+class DenyList(Files):
+    """Items that single users must not get: blocked, bought elsewhere, hidden by hand."""
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> DenyList:
+        _plain_list(self, ("user_id", "item_id"))
+        return self
+
+
+class Members(Files):
+    """Which segment of an allow list a user belongs to."""
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Members:
+        _plain_list(self, ("user_id", "segment"))
+        return self
+
+
+class AllowList(Files):
+    """All that a segment (region, tenant, age band) or a user may get; an item needs every list's consent."""
+
+    members: Members | None = Field(
+        None, description="who is in which segment; default: the segment of the users table"
+    )
+    others: Literal["everything", "nothing"] = Field(
+        "everything", description="what users get whom the list does not name"
+    )
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> AllowList:
+        by_user = "user_id" in self.columns
+        if by_user and self.members is not None:
+            raise ValueError("a list by user_id needs no members; map `segment` or drop `members`")
+        _plain_list(self, ("user_id" if by_user else "segment", "item_id"))
+        return self
+
+
+def _plain_list(files: Files, columns: tuple[str, str]) -> None:
+    """A list is read without Spark, so it knows no SQL."""
+    _known(files, columns, columns)
+    if files.sql or files.multiline:
+        raise ValueError("lists of items are read as they are: use `columns`, neither `sql` nor `multiline`")
+
+
 class Retrieve(Section):
     """User vectors and shards -> candidates."""
 
     k_prime: Positive = Field(100, description="candidates a user")
     exclude_seen: bool = True
+    deny: tuple[DenyList, ...] = Field((), description="user_id, item_id: never recommended to the user")
+    allow: tuple[AllowList, ...] = Field((), description="segment or user_id, item_id: nothing else is")
     nprobe: Positive = Field(32, description="IVF factories: lists visited for a user")
     ef_search: Positive = Field(256, description="HNSW factories: beam of a search")
     probe_share: float = Field(0.1, gt=0, le=1, description="factory lists: share of the lists visited")

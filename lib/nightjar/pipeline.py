@@ -29,6 +29,7 @@ from nightjar.tables import (
 EVENTS_RAW = Raw("events_raw")
 ITEMS_RAW = Raw("items_raw")
 USERS_RAW = Raw("users_raw")
+LIMITS_RAW = Raw("limits_raw")
 MODEL = Raw("model")
 
 CLEAN_EVENTS = Stage(
@@ -78,7 +79,7 @@ BUILD_INDEX = Stage(
 RETRIEVE = Stage(
     "retrieve",
     "ray",
-    reads=(USER_VECTORS, INTERACTIONS, ITEMS, ITEM_VECTORS, INDEX_SHARDS),
+    reads=(USER_VECTORS, USERS, INTERACTIONS, ITEMS, ITEM_VECTORS, INDEX_SHARDS, LIMITS_RAW),
     writes=(CANDIDATES,),
 )
 RANK = Stage(

@@ -304,6 +304,13 @@ def test_an_approximate_index_below_the_floor_is_refused(ran: Ran, tmp_path: Pat
             "norm": [1.0] * len(V),
         },
         USER_VECTORS: users,
+        USERS: {
+            "user_id": user_ids,
+            "segment": pa.nulls(len(U), pa.string()),
+            "n_events": [1] * len(U),
+            "n_items": [0] * len(U),
+            "last_event_time": [night.end] * len(U),
+        },
         INTERACTIONS: INTERACTIONS.schema.empty_table().to_pydict(),
     }
     for table, columns in made.items():
@@ -313,7 +320,7 @@ def test_an_approximate_index_below_the_floor_is_refused(ran: Ran, tmp_path: Pat
     build = next(stage for stage in NIGHT if stage.name == "build_index")
     run_stage(build, function_of(build), night)
     with pytest.raises(GateError, match=r"IndexRecall@10 is 0\.\d+ on 60 sampled users, below 0\.9"):
-        run_stage(RETRIEVE, function_of(RETRIEVE), night)
+        run_stage(RETRIEVE, function_of(RETRIEVE), night, _raw("retrieve", night))
     assert night.dataset(CANDIDATES).committed() is None
 
 

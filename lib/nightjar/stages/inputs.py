@@ -87,5 +87,28 @@ def _model(config: NightConfig, ds: date) -> RawInputs:
     return {"model": {"model": (RawFile(encoding.model, fingerprint, 0, 0),)}}
 
 
+def _limits(config: NightConfig, ds: date) -> RawInputs:
+    """Files of the deny and allow lists of `retrieve`: deny0 …, allow0 …, members0 …."""
+    lists = config.retrieve
+    members = {
+        f"members{at}": raw_files(one.members, ds, one.members.days, f"retrieve.allow.{at}.members")
+        for at, one in enumerate(lists.allow)
+        if one.members is not None
+    }
+    return {
+        "limits_raw": {
+            **_numbered("deny", lists.deny, "retrieve.deny", ds),
+            **_numbered("allow", lists.allow, "retrieve.allow", ds),
+            **members,
+        }
+    }
+
+
 _RESOLVE: Mapping[str, Callable[[NightConfig, date], RawInputs]]
-_RESOLVE = {"events_raw": _events, "items_raw": _items, "users_raw": _users, "model": _model}
+_RESOLVE = {
+    "events_raw": _events,
+    "items_raw": _items,
+    "users_raw": _users,
+    "model": _model,
+    "limits_raw": _limits,
+}

@@ -1,7 +1,7 @@
 """User vectors and shards -> candidates: every user against every shard, merged exactly.
 
-A bucket of users is the unit of work. What a user has seen and what is not available never comes back, and
-every user gets k_prime candidates wherever the catalogue has them.
+A bucket of users is the unit of work. What a user has seen or must not get and what is not available never
+comes back, and every user gets k_prime candidates wherever the catalogue has them.
 """
 
 from __future__ import annotations
@@ -19,24 +19,38 @@ from nightjar.engines import actors
 from nightjar.engines.search import Searcher, open_shard
 from nightjar.engines.shards import Effort
 from nightjar.errors import GateError
+from nightjar.kernels.limits import Limits, best_among
 from nightjar.kernels.topk import Filters, ItemLists, TopK
 from nightjar.matrix import mapped_matrix
 from nightjar.stage import Metrics, Night
 from nightjar.stages.buckets import read_histories, strings
 from nightjar.stages.index_recall import Sample, recall_of
+from nightjar.stages.limits import Lists, limits_in, total_counts
 from nightjar.store import Attempt, Committed, FileEntry
-from nightjar.tables import CANDIDATES, INDEX_SHARDS, INTERACTIONS, ITEM_VECTORS, ITEMS, USER_VECTORS, vectors
+from nightjar.tables import (
+    CANDIDATES,
+    INDEX_SHARDS,
+    INTERACTIONS,
+    ITEM_VECTORS,
+    ITEMS,
+    USER_VECTORS,
+    USERS,
+    vectors,
+)
 
 
 def retrieve(night: Night, params: Retrieve, resources: Resources) -> Metrics:
     """Writes candidates for every user with a vector; refuses an index whose sampled recall is too low."""
     users, attempt = night.read(USER_VECTORS), night.write(CANDIDATES)
+    lists = Lists(params, night.raw.get("limits_raw", {}), night.read(USERS), night.read(ITEMS))
+    sets, counts = lists.write_sets(attempt) if params.deny or params.allow else (None, {})
     work = RetrieveWork(
         users,
         night.read(INTERACTIONS),
         Catalogue(night.read(ITEMS), night.read(ITEM_VECTORS), night.read(INDEX_SHARDS)),
         attempt,
         params,
+        lists if sets else None,
         _effort(params, resources),
         resources.block_users,
     )
@@ -55,10 +69,13 @@ def retrieve(night: Night, params: Retrieve, resources: Resources) -> Metrics:
             f"{recall['recall_users']} sampled users, below {params.min_recall}; raise nprobe, ef_search, "
             "probe_share or k_factor, or use factory exact"
         )
-    night.wrote(CANDIDATES, [found[bucket].entry for bucket in sorted(found)])
+    parts = [found[bucket] for bucket in sorted(found)]
+    artefacts = [entry for entry in (sets, *(one.limits for one in parts)) if entry is not None]
+    night.wrote(CANDIDATES, [*(one.entry for one in parts), *artefacts])
     return {
         "users": sum(one.entry.rows for one in found.values()),
         "short": sum(one.n_short for one in found.values()),
+        "lists": {**counts, **total_counts([one.list_counts for one in parts])},
         **recall,
     }
 
@@ -85,11 +102,15 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Searched:
-    """What a bucket's search reports. n_short: users with fewer than k_prime candidates."""
+    """What a bucket's search reports. n_short: users with fewer than k_prime candidates; limits: the file of
+    its deny and allow lists, where there are any; list_counts: what was counted in reading them.
+    """
 
     entry: FileEntry
     n_short: int
     recall: Sample
+    limits: FileEntry | None
+    list_counts: Metrics
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,7 @@ class RetrieveWork:
     catalogue: Catalogue
     attempt: Attempt
     params: Retrieve
+    lists: Lists | None
     effort: Effort
     block_users: int
 
@@ -147,14 +169,33 @@ class RetrievePart:
         user_ids, U = strings(rows["user_id"]), vectors(rows["vector"])
         histories = read_histories(self.work.interactions, bucket).aligned(user_ids)
         seen = ItemLists(histories.indptr, histories.item_nums) if self.work.params.exclude_seen else None
+        limits, written, counts = self._limits(bucket, user_ids)
         tables, n_short, recalls = [], 0, []
         for at in self._blocks(len(U)):
-            filters = Filters(seen=seen.take(at) if seen else None, eligible=self.available)
-            found = self.searcher.search(U[at], self.work.params.k_prime, filters)
+            found = TopK.nothing(len(at), self.work.params.k_prime)
+            for mine, filters, few in limits.take(at).parts(seen.take(at) if seen else None, self.available):
+                part = self._search(U[at[mine]], filters, few)
+                found.put(mine, part)
+                recalls.append(
+                    self._recall(U[at[mine]], part, filters, np.diff(histories.indptr)[at[mine]], at[mine])
+                )
             tables.append(_candidates(user_ids[at], found))
             n_short += int((found.n_found < self.work.params.k_prime).sum())
-            recalls.append(self._recall(U[at], found, filters, np.diff(histories.indptr)[at], at))
-        return Searched(self.work.attempt.write_part(bucket, tables), n_short, Sample.together(recalls))
+        entry = self.work.attempt.write_part(bucket, tables)
+        return Searched(entry, n_short, Sample.together(recalls), written, counts)
+
+    def _search(self, U: np.ndarray, filters: Filters, few: np.ndarray | None) -> TopK:
+        """The best k_prime of everything, or of a few items where a user may get no others."""
+        if few is not None:
+            return best_among(U, self.V, few, self.work.params.k_prime, filters)
+        return self.searcher.search(U, self.work.params.k_prime, filters)
+
+    def _limits(self, bucket: int, user_ids: np.ndarray) -> tuple[Limits, FileEntry | None, Metrics]:
+        lists, attempt = self.work.lists, self.work.attempt
+        if lists is None:
+            return Limits.none(len(user_ids)), None, {}
+        written, counts = lists.write_bucket(attempt, bucket)
+        return limits_in(attempt, bucket, user_ids), written, counts
 
     def _blocks(self, n_users: int) -> Iterator[np.ndarray]:
         for start in range(0, n_users, self.work.block_users):

@@ -1,0 +1,149 @@
+"""Deny lists of users, and allow lists of users or of segments, as arrays that search and filling can use.
+
+An allow list is a set of items; what a user may get is the intersection of the user's sets, so a region, a
+tenant and an age band are three sets, and a list of one's own is a fourth. Users with the same sets are a
+group and share one mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nightjar.kernels.fallback import Fallback
+from nightjar.kernels.topk import F32, I64, Filters, ItemLists, Mask, TopK, rescore, select_topk
+
+MASK_BYTES = 128 << 20
+"""Of masks held at once; more groups than fit are searched one batch after the other."""
+FEW = 2048
+"""Allowed items up to which scoring them one by one beats a search: 0.5 ms a user at 384 dimensions."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What some users must not get. denied: their deny lists (q rows); sets: allow lists, item numbers
+    ascending; groups: each the numbers of the sets whose intersection is allowed, () for no restriction;
+    group: (q,) int64, of each user.
+    """
+
+    denied: ItemLists
+    sets: tuple[I64, ...]
+    groups: tuple[tuple[int, ...], ...]
+    group: I64
+
+    @classmethod
+    def none(cls, n_users: int) -> Limits:
+        """Nothing denied, everything allowed."""
+        empty = ItemLists(np.zeros(n_users + 1, np.int64), np.empty(0, np.int64))
+        return cls(empty, (), ((),), np.zeros(n_users, np.int64))
+
+    def take(self, users: I64) -> Limits:
+        """The limits of the users at these positions."""
+        return Limits(self.denied.take(users), self.sets, self.groups, self.group[users])
+
+    def allowed(self, group: int, n_items: int) -> I64 | None:
+        """Item numbers that a group may get, ascending; None for all of them."""
+        mine = sorted((self.sets[number] for number in self.groups[group]), key=len)
+        if not mine:
+            return None
+        kept = mine[0]
+        for other in mine[1:]:
+            kept = kept[np.isin(kept, other, assume_unique=True)]
+        return kept[kept < n_items]
+
+    def parts(self, seen: ItemLists | None, available: Mask) -> Iterator[tuple[I64, Filters, I64 | None]]:
+        """All users in parts that one search can serve: positions (m,), filters, and few candidates or None.
+
+        Where a group may get only a few items, they come as candidates (m, at most FEW), -1 where fewer.
+        """
+        batch: list[tuple[int, Mask]] = []
+        room = max(1, MASK_BYTES // max(1, len(available)))
+        for group in np.unique(self.group).tolist():
+            allowed = self.allowed(group, len(available))
+            mask = available if allowed is None else _within(allowed, available)
+            if allowed is not None and len(allowed) <= FEW:
+                users = np.flatnonzero(self.group == group)
+                rows = np.broadcast_to(allowed, (len(users), len(allowed)))
+                yield users, self._filters(users, seen, mask), rows
+                continue
+            batch.append((group, mask))
+            if len(batch) == room:
+                yield self._together(batch, seen)
+                batch = []
+        if batch:
+            yield self._together(batch, seen)
+
+    def _together(
+        self, batch: Sequence[tuple[int, Mask]], seen: ItemLists | None
+    ) -> tuple[I64, Filters, None]:
+        numbers = np.array([group for group, _ in batch])
+        if len(batch) == 1:
+            users = np.flatnonzero(self.group == numbers[0])
+            return users, self._filters(users, seen, batch[0][1]), None
+        users = np.flatnonzero(np.isin(self.group, numbers))
+        filters = self._filters(users, seen, np.stack([mask for _, mask in batch]))
+        group = np.searchsorted(numbers, self.group[users])
+        return users, Filters(filters.seen, filters.deny, filters.eligible, group), None
+
+    def _filters(self, users: I64, seen: ItemLists | None, eligible: Mask) -> Filters:
+        deny = self.denied.take(users) if len(self.denied.item_nums) else None
+        return Filters(None if seen is None else seen.take(users), deny, eligible)
+
+    def permits(self, item_nums: I64, n_items: int) -> Mask:
+        """Which of the candidates (q, m) a user may get by these limits; -1 is never permitted."""
+        keep = Filters(deny=self.denied).allowed(item_nums)
+        for group in np.unique(self.group).tolist():
+            allowed = self.allowed(group, n_items)
+            if allowed is not None:
+                users = np.flatnonzero(self.group == group)
+                keep[users] &= np.isin(item_nums[users], allowed)
+        return keep
+
+    def n_open(self, seen: ItemLists | None, available: Mask) -> I64:
+        """How many items each user may get, (q,) int64."""
+        found = np.zeros(len(self.group), np.int64)
+        listed = Filters(seen, self.denied).listed(len(self.group))
+        for group in np.unique(self.group).tolist():
+            allowed = self.allowed(group, len(available))
+            mask = available if allowed is None else _within(allowed, available)
+            n_allowed = int(mask.sum())
+            for user in np.flatnonzero(self.group == group).tolist():
+                mine = listed.item_nums[listed.indptr[user] : listed.indptr[user + 1]]
+                found[user] = n_allowed - int(mask[mine].sum())
+        return found
+
+    def for_fill(
+        self, seen: ItemLists, orders: Sequence[Sequence[Fallback]], n_items: int
+    ) -> tuple[ItemLists, list[Sequence[Fallback]]]:
+        """What `fallback.fill` takes: seen and denied items, and the orders cut to what is allowed.
+
+        Users of one group who shared an order share the cut one.
+        """
+        excluded = Filters(seen, self.denied).listed(len(self.group))
+        cut: dict[tuple[int, int], Sequence[Fallback]] = {}
+        for user, group in enumerate(self.group.tolist()):
+            key = group, id(orders[user])
+            if key not in cut:
+                allowed = self.allowed(group, n_items)
+                cut[key] = orders[user] if allowed is None else _cut(orders[user], allowed)
+        return excluded, [cut[group, id(orders[user])] for user, group in enumerate(self.group.tolist())]
+
+
+def _within(allowed: I64, available: Mask) -> Mask:
+    mask = np.zeros_like(available)
+    mask[allowed] = available[allowed]
+    return mask
+
+
+def _cut(orders: Sequence[Fallback], allowed: I64) -> tuple[Fallback, ...]:
+    return tuple(
+        Fallback(order.item_nums[np.isin(order.item_nums, allowed)], order.source) for order in orders
+    )
+
+
+def best_among(queries: F32, matrix: F32, candidates: I64, k: int, filters: Filters) -> TopK:
+    """The exact best k allowed items of each user among candidates (q, m), -1 where fewer."""
+    kept = np.where(filters.allowed(candidates), candidates, -1)
+    return select_topk(rescore(queries, matrix, kept), kept, k)
