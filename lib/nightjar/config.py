@@ -271,6 +271,11 @@ class EncodeItems(Section):
     dims: Positive | None = Field(None, description="Matryoshka truncation")
     normalize: bool = True
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    storage: Literal["float32", "float16"] = Field(
+        "float32",
+        description="float32: lists that Spark, DuckDB and polars read; float16: bytes, half as many, that "
+        "our own stages read",
+    )
     hourly_price: float | None = Field(
         None,
         ge=0,

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from nightjar.errors import ContractError, StorageError
 from nightjar.store import Committed
-from nightjar.tables import vectors
+from nightjar.tables import vector_length, vectors
 
 KEPT = 4
 """Matrices kept on a host; an older one is dropped when a new one is built (mapped ones stay readable)."""
@@ -30,7 +30,7 @@ def vector_dim(committed: Committed) -> int:
     """The length of the vectors of a committed table, from its first part's schema."""
     name = committed.dataset.table.vector
     with committed.dataset.store.open(committed.name_of(committed.parts[0])) as source:
-        return int(pq.ParquetFile(source).schema_arrow.field(name).type.list_size)
+        return vector_length(pq.ParquetFile(source).schema_arrow.field(name).type)
 
 
 def mapped_matrix(committed: Committed) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ TIME = pa.timestamp("us", tz="UTC")
 WEIGHT_ONE = 1 << 20
 """Fixed-point 1.0 of interaction weights: integer sums do not depend on the order of addition."""
 
+VectorType = Literal["float32", "float16"]
 Check = Callable[[pa.Table], str | None]
 """Looks at one row group and returns what is wrong with it, or None."""
 
@@ -29,6 +31,7 @@ class Table:
     """One dataset's contract.
 
     schema: Arrow fields; a list<float> field named in `vector` is written with a fixed size.
+    vector_type: float32, or float16: then a vector is written as 2·dim bytes, little-endian.
     key: columns that identify a row; parts are sorted so that equal keys would be neighbours.
     checks: invariants of a row group beyond types, nulls and key uniqueness inside a part.
     whole: an invariant of all rows that share the first key column (a user's list), which are never cut
@@ -40,6 +43,7 @@ class Table:
     schema: pa.Schema
     key: tuple[str, ...] = ()
     vector: str | None = None
+    vector_type: VectorType = "float32"
     checks: tuple[Check, ...] = ()
     whole: Check | None = None
     made_by: str = "run"
@@ -51,8 +55,8 @@ class Table:
         if dim is None:
             raise ContractError(f"{self.name}: its vectors need a dimension before anything is written")
         index = self.schema.get_field_index(self.vector)
-        fixed = pa.field(self.vector, pa.list_(pa.float32(), dim), nullable=False)
-        return self.schema.set(index, fixed)
+        kind = pa.binary(2 * dim) if self.vector_type == "float16" else pa.list_(pa.float32(), dim)
+        return self.schema.set(index, pa.field(self.vector, kind, nullable=False))
 
     def conform(self, rows: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
         """`rows` with exactly `schema`, or a ContractError that prints both sides."""
@@ -121,8 +125,10 @@ def _fields(schema: pa.Schema) -> str:
 
 
 def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A fixed-size list column as a (rows, dim) float32 matrix, without a copy where it is one chunk."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    """A vector column as a (rows, dim) float32 matrix: without a copy where it is lists in one chunk."""
+    if pa.types.is_fixed_size_binary(column.type):
+        return halves(column).astype(np.float32)
+    array = _one_chunk(column)
     if isinstance(array, pa.ChunkedArray):  # an empty chunked array stays one
         return np.zeros((0, array.type.list_size), np.float32)
     flat = array.flatten().to_numpy(zero_copy_only=False)
@@ -130,8 +136,34 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return matrix
 
 
-def vector_column(matrix: np.ndarray) -> pa.FixedSizeListArray:
-    """A (rows, dim) float32 matrix as an Arrow fixed-size list array, without a copy."""
+def halves(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of compact vectors as a (rows, dim) float16 matrix, without a copy where it is one chunk."""
+    dim = vector_length(column.type)
+    if not len(column):
+        return np.zeros((0, dim), np.float16)
+    array = _one_chunk(column)
+    flat = np.frombuffer(array.buffers()[1], "<f2", len(array) * dim, array.offset * 2 * dim)
+    return flat.reshape(len(array), dim)
+
+
+def _one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The column as one array; `combine_chunks` alone would copy also where there is but one."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def vector_length(kind: pa.DataType) -> int:
+    """How many values a vector of a column's type has."""
+    return int(kind.byte_width // 2 if pa.types.is_fixed_size_binary(kind) else kind.list_size)
+
+
+def vector_column(matrix: np.ndarray, kind: VectorType = "float32") -> pa.Array:
+    """A (rows, dim) matrix as an Arrow array of vectors; float32 without a copy."""
+    if kind == "float16":
+        compact = np.ascontiguousarray(matrix, "<f2")
+        buffers = [None, pa.py_buffer(compact.data)]
+        return pa.Array.from_buffers(pa.binary(2 * matrix.shape[1]), len(matrix), buffers)
     flat = np.ascontiguousarray(matrix, np.float32).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), matrix.shape[1])
 
@@ -141,7 +173,7 @@ def finite(name: str) -> Check:
 
     def check(rows: pa.Table) -> str | None:
         column = rows.column(name)
-        values = vectors(column) if pa.types.is_fixed_size_list(column.type) else column.to_numpy()
+        values = column.to_numpy() if pa.types.is_floating(column.type) else vectors(column)
         bad = ~np.isfinite(values)
         return f"{int(bad.sum())} values of {name} are not finite" if bad.any() else None
 

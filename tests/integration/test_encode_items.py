@@ -22,6 +22,7 @@ import ray
 from nightjar.config import RayConfig
 from nightjar.engines import actors
 from nightjar.errors import ContractError, PartFailed
+from nightjar.matrix import mapped_matrix
 from nightjar.pipeline import ENCODE_ITEMS
 from nightjar.progress import Report
 from nightjar.stage import Night, StageResult, run_stage
@@ -261,15 +262,38 @@ def test_the_slowest_part_is_done_by_somebody_else(tmp_path: Path, monkeypatch: 
     assert not damage(bench.embeddings())
 
 
-def test_a_part_says_what_made_it(tmp_path: Path) -> None:
+def test_half_the_bytes(tmp_path: Path) -> None:
+    """Tonight's float16 may come from yesterday's float32; the way back would keep the rounding."""
     bench = Bench.at(tmp_path)
-    bench.run(REPEATS)
+    bench.run(POISON)
+    exact = vectors(bench.embeddings().read()["embedding"])
+    bench.forget()
+    compact = bench.night(1, storage="float16")
+    bench.run(POISON, compact)
+    assert not bench.load.encoded()
+    committed = bench.embeddings(compact)
+    rows = committed.read()
+    assert rows["embedding"].type == pa.binary(2 * DIM)
+    assert np.array_equal(vectors(rows["embedding"]), exact.astype(np.float16).astype(np.float32))
+    assert np.array_equal(mapped_matrix(committed), vectors(rows["embedding"]))
+
+    said = io.StringIO()
+    bench.folder.joinpath("root/item_embeddings/ds=2025-03-31/MANIFEST.json").unlink()
+    bench.run([["a"]], replace(bench.night(2), report=Report(said)))
+    assert bench.load.encoded() == Counter(["a"])
+    assert "(storage float16 -> float32); 1 texts are encoded again" in said.getvalue()
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_a_part_says_what_made_it(tmp_path: Path, storage: str) -> None:
+    bench = Bench.at(tmp_path)
+    bench.run(REPEATS, bench.night(storage=storage))
     committed = bench.embeddings()
     for entry in committed.parts:
         metadata = pq.read_schema(committed.path(entry)).metadata
         assert metadata[b"nightjar.model"] == b"stand-in"
         assert (metadata[b"nightjar.dim"], metadata[b"nightjar.norm"]) == (b"12", b"1")
-        assert metadata[b"nightjar.dtype"] == b"float32"
+        assert metadata[b"nightjar.dtype"] == storage.encode()
 
 
 @pytest.mark.parametrize("price", [None, 3.6])

@@ -34,11 +34,25 @@ class Earlier:
     bad: Mapping[bytes, str]
 
 
-def find_reusable(night: Night, fingerprint: str) -> Earlier | None:
+@dataclass(frozen=True)
+class Wanted:
+    """Whose vectors may be taken over: a model's, and for float32 none that were rounded to float16."""
+
+    fingerprint: str
+    facts: Mapping[str, Any]
+
+    def met_by(self, committed: Committed) -> bool:
+        metrics = committed.manifest.metrics
+        before = (metrics.get("encoder") or {}).get("storage", "float32")
+        rounded = before == "float16" and self.facts["storage"] == "float32"
+        return metrics.get("model") == self.fingerprint and not rounded
+
+
+def find_reusable(night: Night, wanted: Wanted) -> Earlier | None:
     """The newest commit made by the same model, or None; another model's vectors never mix in."""
     for store in (night.store, night.lender):
         for found in _commits(store) if store else ():
-            if found.manifest.metrics.get("model") == fingerprint:
+            if wanted.met_by(found):
                 return Earlier(found, text_keys(found)[0], _known_bad(found))
     return None
 
@@ -67,12 +81,12 @@ def quarantined_rows(keys: np.ndarray, earlier: Earlier | None) -> dict[int, str
     return {int(row): earlier.bad[bytes(keys[row]).ljust(16, b"\0")] for row in rows}
 
 
-def say_what_changed(night: Night, fingerprint: str, facts: Mapping[str, Any], n_new: int) -> None:
+def say_what_changed(night: Night, wanted: Wanted, n_new: int) -> None:
     """One line, before anything is encoded, where the newest commit was made by another model."""
     newest = next(_commits(night.store), None)
-    if newest is None or newest.manifest.metrics.get("model") == fingerprint:
+    if newest is None or wanted.met_by(newest):
         return
-    why = what_changed(newest.manifest.metrics.get("encoder") or {}, facts)
+    why = what_changed(newest.manifest.metrics.get("encoder") or {}, wanted.facts)
     night.report.line(
         f"encode_items: the model is another than on {newest.dataset.ds} ({why}); "
         f"{n_new:,} texts are encoded again"

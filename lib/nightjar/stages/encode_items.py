@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,13 @@ from nightjar.engines.encoder import model_fingerprint
 from nightjar.progress import Task
 from nightjar.stage import Metrics, Night
 from nightjar.stages.encode_bill import Bill
-from nightjar.stages.encode_earlier import find_reusable, quarantined_rows, say_what_changed, text_keys
+from nightjar.stages.encode_earlier import (
+    Wanted,
+    find_reusable,
+    quarantined_rows,
+    say_what_changed,
+    text_keys,
+)
 from nightjar.stages.encode_parts import (
     ENCODER,
     QUARANTINED,
@@ -41,7 +48,7 @@ from nightjar.stages.encode_parts import (
 from nightjar.stages.encode_plan import Plan, make_plan
 from nightjar.stages.encode_suspects import Suspects
 from nightjar.stages.encoding import encoder_spec, model_facts
-from nightjar.store import Committed, FileEntry, damage
+from nightjar.store import Attempt, Committed, FileEntry, damage
 from nightjar.tables import EMBEDDINGS_QUARANTINE, ITEM_EMBEDDINGS, ITEM_TEXT, QUARANTINE_SCHEMA
 
 Parts = dict[int, tuple[FileEntry, Mapping[str, str]]]
@@ -58,9 +65,9 @@ def encode_items(
     Metrics: items = resumed + encoded + reused + repeated + quarantined, where `resumed` rows lie in parts
     that an earlier run finished; what encoding cost, per second of an actor; what the model is.
     """
-    text, attempt = night.read(ITEM_TEXT), night.write(ITEM_EMBEDDINGS)
+    text, attempt = night.read(ITEM_TEXT), _attempt(night, params)
     spec = encoder_spec(params, resources)
-    fingerprint, facts = model_fingerprint(spec), model_facts(spec)
+    wanted = Wanted(model_fingerprint(spec), {**model_facts(spec), "storage": params.storage})
     done = {part.part or 0: attempt.done(part.part or 0) for part in text.parts}
     finished: Parts = {
         number: (entry, part_metadata(written(attempt, [entry]), entry))
@@ -69,10 +76,10 @@ def encode_items(
     }
     bill = Bill(resumed_parts=len(finished), resumed=sum(entry.rows for entry, _ in finished.values()))
     if todo := [number for number in done if number not in finished]:
-        earlier = find_reusable(night, fingerprint)
+        earlier = find_reusable(night, wanted)
         keys, offsets = text_keys(text)
         plan = make_plan(keys, offsets, earlier.keys if earlier else keys[:0])
-        say_what_changed(night, fingerprint, facts, plan.n_new)
+        say_what_changed(night, wanted, plan.n_new)
         actors.connect(night.config.ray)
         repeated = repeated_attempt(attempt, _digest(keys[plan.repeated_at]))
         committed = earlier.committed if earlier else None
@@ -87,9 +94,15 @@ def encode_items(
         "items": text.manifest.rows,
         **bill.metrics(params.hourly_price),
         "quarantine": reasons,
-        "model": fingerprint,
-        "encoder": {**described, **facts},
+        "model": wanted.fingerprint,
+        "encoder": {**described, **wanted.facts},
     }
+
+
+def _attempt(night: Night, params: EncodeItems) -> Attempt:
+    attempt = night.write(ITEM_EMBEDDINGS)
+    table = replace(ITEM_EMBEDDINGS, vector_type=params.storage)
+    return replace(attempt, dataset=replace(attempt.dataset, table=table))
 
 
 def _digest(keys: np.ndarray) -> str:

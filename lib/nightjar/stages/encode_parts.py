@@ -195,13 +195,14 @@ class EncodeTexts:
             MODEL: self.encoder.fingerprint,
             ENCODER: json.dumps(self.encoder.description, sort_keys=True),
             "nightjar.dim": str(self.encoder.dim),
-            "nightjar.dtype": "float32",
+            "nightjar.dtype": attempt.dataset.table.vector_type,
             "nightjar.norm": "1",
             **({QUARANTINED: json.dumps(told)} if told else {}),
         }
         if (done := attempt.done(task.number)) is not None:
             return done, metadata
-        rows = rows.append_column("embedding", vector_column(matrix))
+        column = vector_column(matrix, attempt.dataset.table.vector_type)
+        rows = rows.append_column("embedding", column)
         return replace(attempt, dim=self.encoder.dim).write_part(task.number, [rows], metadata), metadata
 
 
