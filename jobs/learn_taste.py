@@ -1,4 +1,4 @@
-"""Learn item vectors from text and behaviour: item_text, item_embeddings, interactions -> item_vectors."""
+"""Learn item vectors and relations: item_text, item_embeddings, interactions -> item_vectors, neighbours."""
 
 from nightjar.job import main
 from nightjar.pipeline import LEARN_TASTE

@@ -1,4 +1,4 @@
-"""Rank the list of every user: candidates, users, interactions, items, popularity -> recommendations."""
+"""Rank the list of every user: candidates, interactions, neighbours, blend -> recommendations."""
 
 from nightjar.job import main
 from nightjar.pipeline import RANK

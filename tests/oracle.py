@@ -18,11 +18,16 @@ ONE = 2**20
 
 @dataclass(frozen=True)
 class Expected:
-    """What the night must come to. lists: user -> (item id, score where personal, source) in order."""
+    """What the night must come to.
+
+    lists: user -> (item id, score where personal, source) in order. terms: user -> history item -> what it
+    adds to the score of each item number.
+    """
 
     weights: dict[tuple[str, str], int]
     vectors: np.ndarray
     lists: dict[str, list[tuple[str, float | None, str]]]
+    terms: dict[str, dict[str, np.ndarray]]
 
 
 def night(
@@ -35,37 +40,41 @@ def night(
 ) -> Expected:
     """items: in item number order; embeddings: (n, d), a row an item; segments: of every known user."""
     num = {item["item_id"]: at for at, item in enumerate(items)}
-    weights, last, liked = weigh(config, end, [e for e in events if e["item_id"] in num])
+    weights, last, liked = weigh(config, [e for e in events if e["item_id"] in num])
     seen: dict[str, set[str]] = defaultdict(set)
     for user, item in weights:
         seen[user].add(item)
     directions = item_vectors(config, embeddings.astype(np.float64), weights, num)
-    vectors = directions * norms(config, end, last, weights, len(items), num)[:, None]
+    vectors = directions * norms(config, end, liked, weights, len(items), num)[:, None]
     popular = popularity(config, end, liked, weights, items, segments)
+    blend = Blend(config, end, embeddings.astype(np.float64), weights, last, liked, num)
     users = sorted({e["user_id"] for e in events} | set(segments))
-    lists = {}
+    lists, terms = {}, {}
     for user in users:
         mine = {item: w for (who, item), w in weights.items() if who == user}
         recent = sorted(mine, key=lambda item: (-last[user, item].timestamp(), num[item]))
         profile = recent[: config.weigh_events.history_cap]
-        lists[user] = one_list(
-            config, profile, mine, vectors, items, num, seen[user], popular, segments.get(user)
-        )
-    return Expected(weights, vectors, lists)
+        terms[user] = blend.terms(user, profile, directions)
+        scores = sum(terms[user].values(), blend.popular_share) if terms[user] else None
+        lists[user] = one_list(config, scores, items, seen[user], popular, segments.get(user))
+    return Expected(weights, vectors, lists, terms)
 
 
 def weigh(
-    config: NightConfig, end: datetime, events: Sequence[Mapping[str, Any]]
+    config: NightConfig, events: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], datetime], dict[tuple[str, str], datetime]]:
     weights: dict[tuple[str, str], int] = defaultdict(int)
     last: dict[tuple[str, str], datetime] = {}
     liked: dict[tuple[str, str], datetime] = {}
+    newest: dict[str, datetime] = {}
+    for event in events:
+        newest[event["user_id"]] = max(newest.get(event["user_id"], event["event_time"]), event["event_time"])
     for event in events:
         scene = config.clean_events.scenes[event["scene"]]
         kind = scene.event_types[event["event_type"]]
-        age = (end - event["event_time"]) / timedelta(days=1)
-        amount = kind.weight * scene.weight * (-1 if kind.negative else 1)
-        weight = round(amount * 2 ** (-age / config.weigh_events.half_life_days) * ONE)
+        age = (newest[event["user_id"]] - event["event_time"]) / timedelta(days=1)
+        amount = kind.weight * scene.weight * 2 ** (-age / config.weigh_events.half_life_days)
+        weight = max(round(amount * ONE), 1) * (-1 if kind.negative else 1)
         key = event["user_id"], event["item_id"]
         weights[key] += weight
         last[key] = max(last.get(key, datetime.min.replace(tzinfo=UTC)), event["event_time"])
@@ -78,12 +87,7 @@ def item_vectors(
     config: NightConfig, E: np.ndarray, weights: Mapping[tuple[str, str], int], num: Mapping[str, int]
 ) -> np.ndarray:
     params = config.learn_taste
-    centred = E - E.mean(axis=0)
-    values, directions = np.linalg.eigh(centred.T @ centred / len(E))
-    values = np.maximum(values, 0)
-    values = (1 - params.shrinkage) * values + params.shrinkage * values.mean()
-    values = np.maximum(values, 1e-6 * values.max())
-    V = unit(centred @ directions @ np.diag(values ** (-params.whiten_power / 2)))
+    V = whitened(config, E)
     total = np.zeros_like(V)
     for user in {user for user, _ in weights}:
         mine = [num[item] for (who, item), weight in weights.items() if who == user and weight > 0]
@@ -94,10 +98,95 @@ def item_vectors(
     return unit(V + params.smooth_weight * unit(total))
 
 
+def whitened(config: NightConfig, E: np.ndarray) -> np.ndarray:
+    params = config.learn_taste
+    centred = E - E.mean(axis=0)
+    values, directions = np.linalg.eigh(centred.T @ centred / len(E))
+    values = np.maximum(values, 0)
+    values = (1 - params.shrinkage) * values + params.shrinkage * values.mean()
+    values = np.maximum(values, 1e-6 * values.max())
+    return unit(centred @ directions @ np.diag(values ** (-params.whiten_power / 2)))
+
+
+class Blend:
+    """The fused score by its definition: dense matrices, one user at a time."""
+
+    def __init__(
+        self,
+        config: NightConfig,
+        end: datetime,
+        E: np.ndarray,
+        weights: Mapping[tuple[str, str], int],
+        last: Mapping[tuple[str, str], datetime],
+        liked: Mapping[tuple[str, str], datetime],
+        num: Mapping[str, int],
+    ) -> None:
+        self.config, self.weights, self.last, self.num = config, weights, last, num
+        n, params, fit = len(num), config.learn_taste, config.fit_blend
+        positive = {key: when for key, when in liked.items() if weights[key] > 0}
+        users = sorted({user for user, _ in positive})
+        X = np.zeros((len(users), n))
+        self.popular = np.zeros(n)
+        for (user, item), when in positive.items():
+            X[users.index(user), num[item]] = 1
+            self.popular[num[item]] += 2 ** (-((end - when) / timedelta(days=1)) / fit.recency_days)
+        ever = X.sum(axis=0)
+        share = self.popular.sum() / ever.sum()
+        self.fresh = ((self.popular + 5 * share) / (share * (ever + 5))) ** fit.freshness_exponent
+        per_user = X / np.sqrt(X.sum(axis=1, keepdims=True))
+        together = X.T @ per_user
+        own = np.diag(together)
+        half = np.sqrt(np.maximum(own, 1e-9))
+        self.relations = {
+            "co_occurrence": together / (half[:, None] * half + 0.3 * own[own > 0].mean()),
+            "text": cosines(whitened(config, E)) ** params.text_power,
+            "smoothed_text": cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power,
+            "ease": np.zeros((n, n)),
+        }
+        P = np.linalg.inv(X.T @ X + params.ease_ridge * np.eye(n))
+        used = (ever > 0)[:, None] & (ever > 0)
+        self.relations["ease"] = np.where(used, -P / np.diag(P), 0)
+        for S in self.relations.values():
+            np.fill_diagonal(S, 0)
+
+    @property
+    def popular_share(self) -> np.ndarray:
+        return self.config.fit_blend.weights.popularity * self.popular / np.linalg.norm(self.popular)
+
+    def terms(self, user: str, profile: Sequence[str], D: np.ndarray) -> dict[str, np.ndarray]:
+        """What each history item adds to the scores (n,); nothing where the user has no direction."""
+        fit = self.config.fit_blend
+        newest = max((when for (who, _), when in self.last.items() if who == user), default=None)
+        x, w = {}, {}
+        for item in profile:
+            w[item] = self.weights[user, item] / ONE
+            age = (newest - self.last[user, item]) / timedelta(days=1)
+            strength = abs(w[item]) * 2 ** (age / self.config.weigh_events.half_life_days)
+            x[item] = math.copysign(math.sqrt(strength), w[item]) * 2 ** (-age / fit.history_days)
+        parts = {
+            name: {item: x[item] * S[self.num[item]] for item in profile}
+            for name, S in self.relations.items()
+        }
+        parts["vector"] = {item: w[item] * (D @ D[self.num[item]]) for item in profile}
+        u = sum((w[item] * D[self.num[item]] for item in profile), np.zeros(D.shape[1]))
+        if np.linalg.norm(u) <= 1e-6:
+            return {}
+        found = {item: np.zeros(len(self.fresh)) for item in profile}
+        for name, rows in parts.items():
+            length = np.linalg.norm(sum(rows.values()) * self.fresh)
+            for item, row in rows.items():
+                found[item] += getattr(fit.weights, name) * row * self.fresh / (length or 1)
+        return found
+
+
+def cosines(V: np.ndarray) -> np.ndarray:
+    return np.maximum(V @ V.T, 0)
+
+
 def norms(
     config: NightConfig,
     end: datetime,
-    last: Mapping[tuple[str, str], datetime],
+    liked: Mapping[tuple[str, str], datetime],
     weights: Mapping[Any, int],
     n: int,
     num: Mapping[str, int],
@@ -106,7 +195,7 @@ def norms(
     ever, recent = [0.0] * n, [0.0] * n
     for key, weight in weights.items():
         if weight > 0:
-            age = (end - last[key]) / timedelta(days=1)
+            age = (end - liked[key]) / timedelta(days=1)
             ever[num[key[1]]] += 1
             recent[num[key[1]]] += 2 ** (-age / config.learn_taste.freshness_half_life_days)
     share = sum(recent) / sum(ever)
@@ -142,11 +231,8 @@ def popularity(
 
 def one_list(
     config: NightConfig,
-    profile: Sequence[str],
-    mine: Mapping[str, int],
-    V: np.ndarray,
+    scores: np.ndarray | None,
     items: Sequence[Mapping[str, Any]],
-    num: Mapping[str, int],
     seen: set[str],
     popular: Mapping[str, list[tuple[int, int]]],
     segment: str | None,
@@ -155,18 +241,10 @@ def one_list(
         config.rank.k,
         [at for at, item in enumerate(items) if item.get("available", True) and item["item_id"] not in seen],
     )
-    user = sum((mine[item] / ONE * unit(V)[num[item]] for item in profile), np.zeros(V.shape[1]))
     out: list[tuple[str, float | None, str]] = []
-    if np.linalg.norm(user) > 1e-6:
-        user = user / np.linalg.norm(user)
-        candidates = sorted(allowed, key=lambda at: (-float(V[at] @ user), at))[: config.retrieve.k_prime]
-        top = max((w for w, _ in popular.get("", [])), default=1)
-        heat = {at: w / top for w, at in popular.get("", [])}
-        fused = {
-            at: float(V[at] @ user) + config.rank.popularity_weight * heat.get(at, 0.0) for at in candidates
-        }
-        ranked = sorted(fused, key=lambda at: (-fused[at], at))[:k]
-        out = [(items[at]["item_id"], fused[at], "personal") for at in ranked]
+    if scores is not None:
+        ranked = sorted(allowed, key=lambda at: (-scores[at], at))[:k]
+        out = [(items[at]["item_id"], float(scores[at]), "personal") for at in ranked]
     taken = {item for item, _, _ in out}
     orders = [
         (popular.get(segment, []) if segment else [], "popular_segment"),

@@ -301,6 +301,42 @@ class LearnTaste(Section):
         0.5, description="how much an item counts for being on the rise; 0: not at all"
     )
     freshness_half_life_days: float = Field(30.0, gt=0, allow_inf_nan=False)
+    n_neighbours: Positive = Field(200, description="kept for each item and relation")
+    text_power: float = Field(2.0, gt=0, description="above 1: one near text counts for more than many far")
+    smoothed_power: float = Field(3.0, gt=0)
+    ease_items: int = Field(8192, ge=0, description="catalogues with more liked items go without EASE; 0: none")
+    ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
+    ease_neighbours: Positive = Field(400, description="kept for each item")
+    resources: Resources = resources()
+
+
+class Weights(Section):
+    """What each source of a score counts; every source is scaled to the same length first."""
+
+    vector: Factor = 1.0
+    co_occurrence: Factor = 1.0
+    smoothed_text: Factor = 1.0
+    text: Factor = 0.5
+    ease: Factor = 1.0
+    popularity: Factor = 0.3
+
+
+class FitBlend(Section):
+    """How much each source of a score counts: fitted on the newest likes of the log, held back for it."""
+
+    fit: bool = Field(True, description="off: the weights below, as they are")
+    weights: Weights = Field(default_factory=Weights, description="where a fit starts, and stays in doubt")
+    freshness_exponent: float = Field(
+        0.5, ge=0, le=1.25, multiple_of=0.25, description="how strongly a score follows items on the rise"
+    )
+    recency_days: float = Field(30.0, gt=0, description="half-life of recent popularity and of freshness")
+    history_days: float = Field(120.0, gt=0, description="half-life of a history, back from its newest like")
+    users: Positive = Field(2000, description="users to fit on; the window is as long as it takes to have them")
+    min_users: Positive = Field(50, description="with fewer the weights stay as they are")
+    max_share: float = Field(0.2, gt=0, lt=1, description="of all likes, the most that may be held back")
+    doubt: Factor = Field(0.5, description="standard errors that a gain must exceed; more where users are few")
+    pool_depth: Positive = Field(100, description="candidates of each source and user in the fit")
+    seed: int = 0
     resources: Resources = resources()
 
 
@@ -392,16 +428,13 @@ class Retrieve(Section):
     recall_sample: int = Field(500, ge=0, description="users whose result is held against exact search")
     min_recall: Share = Field(0.95, description="IndexRecall below it refuses the index")
     seed: int = 0
-    resources: Resources = resources()
+    resources: RetrieveResources = Field(default_factory=RetrieveResources, json_schema_extra=RESOURCE)
 
 
 class Rank(Section):
     """Candidates, popularity, items -> the list of every known user."""
 
     k: Positive = 20
-    popularity_weight: Factor = Field(
-        0.1, description="weight of recent popularity beside the personal score"
-    )
     n_reasons: Positive = Field(2, description="history items named as the reason of a row")
     mmr_lambda: Share = Field(
         1.0, description="1: relevance alone; less: diversity by maximal marginal relevance"
@@ -434,7 +467,7 @@ class Evaluate(Section):
     ks: tuple[Positive, ...] = (10, 20)
     n_resamples: Positive = 1000
     seed: int = 0
-    resources: RetrieveResources = Field(default_factory=RetrieveResources, json_schema_extra=RESOURCE)
+    resources: Resources = resources()
 
 
 class SparkConfig(Section):
@@ -483,6 +516,7 @@ class NightConfig(Section):
     encode_items: EncodeItems = Field(default_factory=EncodeItems)
     weigh_events: WeighEvents = Field(default_factory=WeighEvents)
     learn_taste: LearnTaste = Field(default_factory=LearnTaste)
+    fit_blend: FitBlend = Field(default_factory=FitBlend)
     aggregate_users: AggregateUsers = Field(default_factory=AggregateUsers)
     build_index: BuildIndex = Field(default_factory=BuildIndex)
     retrieve: Retrieve = Field(default_factory=Retrieve)

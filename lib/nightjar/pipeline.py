@@ -6,17 +6,20 @@ stages/<name>.py, the contract of each table in tables.py. Nothing here imports 
 
 from nightjar.stage import Raw, Stage, Window
 from nightjar.tables import (
+    BLEND,
     CANDIDATES,
     EMBEDDINGS_QUARANTINE,
     EVENTS,
     INDEX_SHARDS,
     INTERACTIONS,
     ITEM_EMBEDDINGS,
+    ITEM_SIGNALS,
     ITEM_TEXT,
     ITEM_VECTORS,
     ITEMS,
     ITEMS_QUARANTINE,
     METRICS,
+    NEIGHBOURS,
     POPULARITY,
     QUARANTINE,
     RECOMMENDATIONS,
@@ -57,12 +60,22 @@ WEIGH_EVENTS = Stage(
     reads=(Window(EVENTS), ITEMS, USERS_RAW),
     writes=(INTERACTIONS, USERS, POPULARITY),
     also=("clean_events",),  # the weights of scenes and event types stand there
+    version=2,
 )
 LEARN_TASTE = Stage(
     "learn_taste",
     "ray",
     reads=(ITEM_TEXT, ITEM_EMBEDDINGS, INTERACTIONS),
-    writes=(ITEM_VECTORS,),
+    writes=(ITEM_VECTORS, NEIGHBOURS),
+    also=("weigh_events",),  # the half-life in the weights, to undo it
+    version=2,
+)
+FIT_BLEND = Stage(
+    "fit_blend",
+    "ray",
+    reads=(ITEM_EMBEDDINGS, INTERACTIONS, NEIGHBOURS),
+    writes=(BLEND, ITEM_SIGNALS),
+    also=("learn_taste", "weigh_events", "retrieve"),  # how relations are learnt; whether seen items count
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",
@@ -85,9 +98,20 @@ RETRIEVE = Stage(
 RANK = Stage(
     "rank",
     "spark",
-    reads=(CANDIDATES, USERS, INTERACTIONS, ITEMS, ITEM_VECTORS, POPULARITY),
+    reads=(
+        CANDIDATES,
+        USERS,
+        INTERACTIONS,
+        ITEMS,
+        ITEM_VECTORS,
+        NEIGHBOURS,
+        BLEND,
+        ITEM_SIGNALS,
+        POPULARITY,
+    ),
     writes=(RECOMMENDATIONS,),
-    also=("retrieve",),  # whether seen items are excluded
+    also=("weigh_events", "retrieve"),  # the half-life in the weights; whether seen items are excluded
+    version=2,
 )
 PUBLISH = Stage(
     "publish",
@@ -112,6 +136,7 @@ NIGHT: tuple[Stage, ...] = (
     ENCODE_ITEMS,
     WEIGH_EVENTS,
     LEARN_TASTE,
+    FIT_BLEND,
     AGGREGATE_USERS,
     BUILD_INDEX,
     RETRIEVE,

@@ -243,6 +243,21 @@ def ranked_lists(rows: pa.Table) -> str | None:
     return None
 
 
+def neighbour_lists(rows: pa.Table) -> str | None:
+    """Relations: as many scores as items, items rising within a row, scores finite."""
+    for nums, scores in zip(rows.column("item_nums").chunks, rows.column("scores").chunks, strict=True):
+        offsets = nums.offsets.to_numpy()
+        if not np.array_equal(np.diff(offsets), np.diff(scores.offsets.to_numpy())):
+            return "item_nums and scores differ in length"
+        flat = nums.flatten().to_numpy()
+        row_of = np.repeat(np.arange(len(nums)), np.diff(offsets))
+        if (flat < 0).any() or ((flat[1:] <= flat[:-1]) & (row_of[1:] == row_of[:-1])).any():
+            return "the items of a row do not rise from 0"
+        if not np.isfinite(scores.flatten().to_numpy()).all():
+            return "scores are not all finite"
+    return None
+
+
 def dense_ranks(rows: pa.Table) -> str | None:
     """Recommendations: each user's ranks go 1, 2, … without a gap, and no item stands twice."""
     user = rows.column("user_id").combine_chunks().dictionary_encode()
@@ -262,6 +277,9 @@ def _schema(*fields: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) ->
     """Fields as (name, type) for non-null and (name, type, True) for nullable."""
     return pa.schema([pa.field(field[0], field[1], nullable=len(field) == 3) for field in fields])
 
+
+RELATIONS = ("co_occurrence", "smoothed_text", "text", "ease")
+"""Who else chose it; text as behaviour bends it; text alone; the linear autoencoder of small catalogues."""
 
 TEXT, INT, LONG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float32()
 VECTOR = pa.list_(pa.float32())
@@ -357,6 +375,8 @@ INTERACTIONS = Table(
         ("weight", LONG),  # fixed point, WEIGHT_ONE is 1.0; below 0 where negative events prevail
         ("n_events", INT),
         ("last_event_time", TIME),
+        ("first_liked", TIME, True),  # null where no event spoke for the item
+        ("last_liked", TIME, True),
         ("in_profile", pa.bool_()),  # within the history cap; a row outside it still counts as seen
     ),
     key=("user_id", "item_num"),
@@ -377,6 +397,32 @@ ITEM_VECTORS = Table(
     vector="vector",
     checks=(finite("vector"), finite("norm"), at_least("item_num", 0)),
     made_by="learn_taste",
+)
+NEIGHBOURS = Table(
+    "neighbours",
+    # Row h of a relation: what having chosen item h says for the items named; a score below 0 speaks against.
+    _schema(
+        ("relation", TEXT),
+        ("item_num", LONG),
+        ("item_nums", pa.list_(pa.int32())),
+        ("scores", pa.list_(FLOAT)),
+    ),
+    key=("relation", "item_num"),
+    checks=(one_of("relation", RELATIONS), at_least("item_num", 0), neighbour_lists),
+    made_by="learn_taste",
+)
+BLEND = Table(
+    "blend",
+    _schema(("name", TEXT), ("value", pa.float64(), True)),  # null: without a half-life
+    key=("name",),
+    made_by="fit_blend",
+)
+ITEM_SIGNALS = Table(
+    "item_signals",
+    _schema(("item_num", LONG), ("popularity", FLOAT), ("freshness", FLOAT)),
+    key=("item_num",),
+    checks=(finite("popularity"), finite("freshness"), at_least("item_num", 0)),
+    made_by="fit_blend",
 )
 USER_VECTORS = Table(
     "user_vectors",
@@ -481,6 +527,9 @@ TABLES: tuple[Table, ...] = (
     INTERACTIONS,
     POPULARITY,
     ITEM_VECTORS,
+    NEIGHBOURS,
+    BLEND,
+    ITEM_SIGNALS,
     USER_VECTORS,
     INDEX_SHARDS,
     CANDIDATES,

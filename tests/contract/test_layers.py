@@ -26,6 +26,7 @@ ADAPTERS = {
     "actors": {"ray"},
     "index": {"faiss"},
     "bulk": {"numba", "torch"},
+    "blend": {"numba"},
     "search": SEARCH,
     "choose": SEARCH,
     "encoder": ENCODER,
@@ -39,6 +40,10 @@ STAGES = {
     "encode_items": {"ray", *ENCODER},
     "build_index": {"ray", *SEARCH},
     "retrieve": {"ray", *SEARCH},
+    "rank": {"pyspark", "numba"},
+    "blending": {"numba"},
+    "recipe": set(),
+    "taste_log": set(),
     # What the command line and the doctor need without any engine.
     "inputs": set(),
     "encoding": set(),
@@ -186,7 +191,7 @@ BELOW = {
     "nightjar.store": ("errors", "tables"),
     "nightjar.sources": ("config", "errors", "store"),
     "nightjar.published": ("errors", "store", "tables"),
-    "nightjar.matrix": ("errors", "store", "tables"),
+    "nightjar.matrix": ("errors", "kernels", "store", "tables"),
     "nightjar.pipeline": ("stage", "tables"),
 }
 """What the foundation may import of ourselves while it is loaded: nothing above it."""

@@ -53,7 +53,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("night")
     world = small_world(folder / "raw")
     found = Ran(folder, world, world.config(folder / "store"))
-    assert f"night {found.ds}: 10 of 10 stages ran" in found.say("run")
+    assert f"night {found.ds}: 11 of 11 stages ran" in found.say("run")
     return found
 
 
@@ -130,7 +130,7 @@ def test_second_night_damage_and_the_way_back(ran: Ran) -> None:
     first = published(ran.root)
     later = small_world(ran.world.folder, next_days=1)
     tomorrow = max(later.facts["items_by_day"])
-    assert "10 of 10 stages ran" in ran.say("run", "--ds", tomorrow)
+    assert "11 of 11 stages ran" in ran.say("run", "--ds", tomorrow)
     new_texts = texts(ran, tomorrow) - texts(ran, ran.ds)
     metrics = ran.committed(ITEM_EMBEDDINGS, tomorrow).manifest.metrics
     assert metrics["encoded"] == len(new_texts)

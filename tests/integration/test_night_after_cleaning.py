@@ -172,21 +172,17 @@ def test_everybody_gets_k_and_nothing_seen_or_sold_out(ran: Ran) -> None:
 
 
 def test_reasons_name_history_and_shares_are_true(ran: Ran) -> None:
-    rows = ran.night.dataset(ITEM_VECTORS).require("learn_taste").read()
-    V = dict(zip(rows["item_id"].to_pylist(), vectors(rows["vector"]).astype(np.float64), strict=True))
-    weights = expected(ran).weights
-    user = "u003"
-    history = {item: weight / 2**20 for (who, item), weight in weights.items() if who == user}
-    for row in ran.lists()[user]:
-        one = V[row["item_id"]]
-        terms = {
-            item: weight * float(V[item] @ one) / np.linalg.norm(V[item]) for item, weight in history.items()
-        }
-        positive = sum(value for value in terms.values() if value > 0)
-        best = sorted(terms.items(), key=lambda pair: -pair[1])[:2]
-        for reason, (item, term) in zip(row["reason"], [pair for pair in best if pair[1] > 0], strict=True):
-            assert reason["item_id"] == item
-            assert reason["share"] == pytest.approx(term / positive, abs=1e-4)
+    items = sorted(str(item["item_id"]) for item in ran.world.items)
+    for user in ("u003", "u010", "u017"):
+        terms = expected(ran).terms[user]
+        for row in ran.lists()[user]:
+            mine = {item: values[items.index(row["item_id"])] for item, values in terms.items()}
+            positive = sum(value for value in mine.values() if value > 0)
+            best = sorted((value for value in mine.values() if value > 0), reverse=True)[:2]
+            assert len(row["reason"]) == len(best)
+            for reason, value in zip(row["reason"], best, strict=True):
+                assert reason["share"] == pytest.approx(value / positive, abs=2e-3)
+                assert mine[reason["item_id"]] / positive == pytest.approx(value / positive, abs=2e-3)
 
 
 def test_known_users_are_those_of_the_log_and_the_declared_ones(ran: Ran) -> None:

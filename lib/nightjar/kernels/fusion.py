@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,7 @@ RECIPROCAL_K = 60.0
 
 
 FEW_USERS = 40
-"""Users at which a fit doubts a gain twice as much as with many; 16 users of a small log chose weights of
-0.
-"""
+"""Users at which a fit doubts a gain twice as much as with many; 16 of a small log chose weights of 0."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,36 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A source that is an inner product, (q, n_items): left (q, d) @ right (n_items, d)ᵀ, both float32."""
+
+    left: NDArray[np.float32]
+    right: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.left), len(self.right)
+
+    def __getitem__(self, rows: slice) -> Product:
+        return Product(self.left[rows], self.right)
+
+    def toarray(self) -> NDArray[np.float32]:
+        product: NDArray[np.float32] = self.left @ self.right.T
+        return product
+
+
+Source: TypeAlias = sparse.csr_matrix | Product
+
+
+@dataclass(frozen=True)
 class Sources:
     """What the score of a block of users is made of.
 
-    relations: for each source the (q, n_items) CSR of x @ S; popularity, freshness: (n_items,) float64.
+    relations: each source's scores (q, n_items), the CSR of x @ S or a product; popularity, freshness:
+    (n_items,) float64.
     """
 
-    relations: tuple[sparse.csr_matrix, ...]
+    relations: tuple[Source, ...]
     popularity: F64
     freshness: F64
 
@@ -79,20 +100,30 @@ def scores(sources: Sources, recipe: Recipe) -> F64:
     for weight, relation in zip(recipe.weights, sources.relations, strict=True):
         if weight:
             factor = weight / np.maximum(lengths(relation, fresh), TINY)
-            scaled = sparse.diags(factor) @ relation.astype(np.float64)
-            total += scaled.toarray()
+            total += factor[:, None] * relation.toarray().astype(np.float64)
     total *= fresh
     return total + recipe.popularity * sources.popularity / max(
         float(np.linalg.norm(sources.popularity)), TINY
     )
 
 
-def lengths(relation: sparse.csr_matrix, fresh: F64) -> F64:
+def lengths(relation: Source, fresh: F64) -> F64:
     """Euclidean length (q,) float64 of each row of relation ∘ fresh; 0 for an empty row."""
+    if isinstance(relation, Product):
+        return _lengths(relation.toarray(), relation, fresh)
     squares = (relation.data.astype(np.float64) * fresh[relation.indices]) ** 2
     sums = np.concatenate([[0.0], np.cumsum(squares)])
     found: F64 = np.sqrt(np.maximum(sums[relation.indptr[1:]] - sums[relation.indptr[:-1]], 0.0))
     return found
+
+
+def _lengths(dense: NDArray[np.float32], relation: Source, fresh: F64) -> F64:
+    """`lengths` of a relation whose scores stand in `dense` already."""
+    if isinstance(relation, Product):
+        weighed = dense * fresh.astype(np.float32)
+        found: F64 = np.sqrt(np.einsum("ui,ui->u", weighed, weighed, dtype=np.float64))
+        return found
+    return lengths(relation, fresh)
 
 
 def reciprocal_rank(orders: Sequence[I64], weights: Sequence[float], n_items: int) -> F64:
@@ -169,8 +200,8 @@ def _pool_block(sources: Sources, truth: Csr, excluded: sparse.csr_matrix, depth
         item_nums,
         tuple(one[rows, at].astype(np.float32) for one in dense),
         tuple(
-            np.stack([lengths(relation, sources.freshness**power) for power in EXPONENTS])
-            for relation in sources.relations
+            np.stack([_lengths(one, relation, sources.freshness**power) for power in EXPONENTS])
+            for one, relation in zip(dense, sources.relations, strict=True)
         ),
         share[at].astype(np.float32),
         sources.freshness[at].astype(np.float32),

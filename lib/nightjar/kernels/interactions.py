@@ -8,13 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from nightjar.kernels.signals import decay
+
+LEAST = 1e-300
+"""What a weight may have faded to; below it float64 would be 0."""
+
 
 @dataclass(frozen=True)
 class Histories:
     """Interactions of some users, in CSR form.
 
     user_ids: (q,) strings in order; indptr: (q + 1,) int64; item_nums: (n,) int64, rising inside a user;
-    weights: (n,) float32, 1.0 is one fresh event of weight 1; in_profile: (n,) bool, within the history cap.
+    weights: (n,) float32, 1.0 is one fresh event of weight 1; in_profile: (n,) bool, within the history cap;
+    times: (n,) int64, microseconds of the pair's last event.
     """
 
     user_ids: np.ndarray
@@ -22,19 +28,36 @@ class Histories:
     item_nums: np.ndarray
     weights: np.ndarray
     in_profile: np.ndarray
+    times: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
     def profile(self, n_items: int) -> sparse.csr_matrix:
         """The (q, n_items) float32 weights that shape the profile; what lies outside the cap is left out."""
+        return self._inside_cap(self.weights, n_items)
+
+    def relation_weights(self, n_items: int, faded: float, half_life_days: float | None) -> sparse.csr_matrix:
+        """What relations start from, (q, n_items) float32 in the profile's pattern: ±√|strength|, fading.
+
+        Strength is the weight before it faded with a half-life of `faded` days; the result fades with another
+        one (None: not at all), back from the user's newest event. kernels/likes.py says why the root.
+        """
+        newest = np.maximum.reduceat(np.r_[self.times, 0], self.indptr[:-1]) if len(self) else self.times
+        counts = np.diff(self.indptr)
+        days = (np.repeat(newest, counts) - self.times) / 86_400e6
+        strength = np.abs(self.weights) / np.maximum(decay(days, faded), LEAST)
+        values = np.sign(self.weights) * np.sqrt(strength) * decay(days, half_life_days)
+        return self._inside_cap(values.astype(np.float32), n_items)
+
+    def _inside_cap(self, values: np.ndarray, n_items: int) -> sparse.csr_matrix:
         kept = self.in_profile
         counts = (
             np.add.reduceat(np.r_[kept.astype(np.int64), 0], self.indptr[:-1]) if len(self) else np.zeros(0)
         )
         counts = np.where(np.diff(self.indptr) > 0, counts, 0)
         indptr = np.r_[0, np.cumsum(counts)].astype(np.int64)
-        return sparse.csr_matrix((self.weights[kept], self.item_nums[kept], indptr), (len(self), n_items))
+        return sparse.csr_matrix((values[kept], self.item_nums[kept], indptr), (len(self), n_items))
 
     def profile_of_directions(self, norms: np.ndarray) -> sparse.csr_matrix:
         """The profile for item vectors of the given lengths (n_items,): weights / norms, so that a history
@@ -58,12 +81,12 @@ class Histories:
         within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
         return Histories(user_ids, indptr, *self._entries(np.repeat(self.indptr[:-1][at], counts) + within))
 
-    def _entries(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.item_nums[at], self.weights[at], self.in_profile[at]
+    def _entries(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.item_nums[at], self.weights[at], self.in_profile[at], self.times[at]
 
 
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""user_ids, item_nums, weights, in_profile of consecutive rows, sorted by user and item."""
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""user_ids, item_nums, weights, in_profile, times of consecutive rows, sorted by user and item."""
 
 
 def whole_users(batches: Iterable[Columns]) -> Iterator[Histories]:
@@ -87,7 +110,7 @@ def _joined(first: Columns, second: Columns) -> Columns:
 
 def histories(columns: Columns) -> Histories:
     """Rows sorted by user as Histories."""
-    user_ids, item_nums, weights, in_profile = columns
+    user_ids, item_nums, weights, in_profile, times = columns
     starts = np.flatnonzero(np.r_[True, user_ids[1:] != user_ids[:-1]]) if len(user_ids) else np.zeros(0, int)
     indptr = np.r_[starts, len(user_ids)].astype(np.int64)
-    return Histories(user_ids[starts], indptr, item_nums, weights, in_profile)
+    return Histories(user_ids[starts], indptr, item_nums, weights, in_profile, times)

@@ -1,5 +1,6 @@
 """Says why an item is recommended: which items of the user's history the score came from, to the last bit."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,10 @@ PART_BITS = 26
 SUM_BITS = 50
 # History items of one user whose vectors are held at once: 2^13 of 384 float64 are 25 MB.
 SLICE = 1 << 13
+
+
+Terms = Callable[[int, IntArray], FloatArray]
+"""(user, ranked items) -> what each history item adds to each of them, (history, ranked) float64."""
 
 
 class Reasons(NamedTuple):
@@ -60,14 +65,28 @@ def contributions(
         raise ContractError(f"history needs {len(items)} finite weights, one an entry")
     if len(items) and items.max() >= len(vectors):
         raise ContractError(f"history names item number {items.max()}, but there are {len(vectors)} vectors")
-    found = _nothing((*lists.shape, n))
     matrix = np.asarray(vectors)
+
+    def terms(user: int, ranked: IntArray) -> FloatArray:
+        entries = slice(indptr[user], indptr[user + 1])
+        return vector_terms(matrix, items[entries], weights[entries], ranked)
+
+    return split((indptr, items), lists, n, terms)
+
+
+def split(history: Csr, lists: IntArray, n: int, terms: Terms) -> Reasons:
+    """Reasons of any score that is a sum over the history; `terms` gives a user's, and is rounded to a grid.
+
+    history: CSR of q users' items, ascending; lists: (q, k) int64, −1 padding at the end.
+    """
+    indptr, items = history
+    found = _nothing((*lists.shape, n))
     for user in range(len(lists)):
         entries = slice(indptr[user], indptr[user + 1])
         length = int(np.count_nonzero(lists[user] >= 0))
         if length and entries.stop > entries.start:
-            terms = _terms(matrix, items[entries], weights[entries], lists[user, :length])
-            _name(found, user, items[entries], terms)
+            made = _on_grid(terms(user, lists[user, :length]))
+            _name(found, user, items[entries], made)
     return found
 
 
@@ -76,9 +95,10 @@ def _nothing(shape: tuple[int, int, int]) -> Reasons:
     return Reasons(nobody, np.zeros(shape), np.zeros(shape[:2]), np.zeros(shape[:2]))
 
 
-def _terms(
+def vector_terms(
     matrix: npt.NDArray[np.floating], items: IntArray, weights: npt.NDArray[np.float32], ranked: IntArray
 ) -> FloatArray:
+    """w_h·(v_h·v_i) for each history item h and ranked item i, (len(items), len(ranked)) float64."""
     wanted, wanted_exponent = _integer_parts(matrix[ranked], ranked)
     terms = np.empty((len(items), len(ranked)))
     for start in range(0, len(items), SLICE):
@@ -86,6 +106,11 @@ def _terms(
         seen, exponent = _integer_parts(matrix[items[part]], items[part])
         terms[part] = np.ldexp(seen @ wanted.T, exponent[:, None] + wanted_exponent - 2 * PART_BITS)
     terms *= weights[:, None].astype(np.float64)
+    return terms
+
+
+def _on_grid(terms: FloatArray) -> FloatArray:
+    """Terms of each column rounded so that their sum needs no rounding, in whatever order."""
     _, exponent = np.frexp(np.abs(terms).sum(axis=0))
     rounded: FloatArray = np.ldexp(np.rint(np.ldexp(terms, SUM_BITS - exponent)), exponent - SUM_BITS)
     return rounded

@@ -16,7 +16,7 @@ from nightjar.kernels.interactions import Columns, Histories, histories, whole_u
 from nightjar.store import Committed
 from nightjar.tables import WEIGHT_ONE
 
-COLUMNS = ["user_id", "item_num", "weight", "in_profile"]
+COLUMNS = ["user_id", "item_num", "weight", "in_profile", "last_event_time"]
 
 
 def read_histories(interactions: Committed, bucket: int) -> Histories:
@@ -38,6 +38,7 @@ def _columns(rows: pa.Table | pa.RecordBatch) -> Columns:
         rows.column("in_profile").to_numpy(zero_copy_only=False)
         if isinstance(rows, pa.RecordBatch)
         else rows.column("in_profile").to_numpy(),
+        rows.column("last_event_time").cast(pa.int64()).to_numpy(),
     )
 
 

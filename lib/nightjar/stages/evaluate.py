@@ -79,7 +79,7 @@ def _liked_after(session: SparkSession, night: Night, params: Evaluate) -> DataF
     """Distinct (user_id, item_num) liked in the test_days after ds, of items the catalogue of ds has."""
     events = spark.read_files(session, EVENTS, [raw.path for raw in night.raw["truth"]["events"]])
     end = night.end + timedelta(days=params.test_days)
-    weight = event_weight(night.config.clean_events, night.config.weigh_events, end)
+    weight = event_weight(night.config.clean_events, night.config.weigh_events, F.col("event_time"))
     liked = events.filter((F.col("event_time") >= night.end) & (F.col("event_time") < end) & (weight > 0))
     items = spark.read(session, night.read(ITEMS)).select("item_id", "item_num")
     pairs = liked.join(items, "item_id").select("user_id", "item_num").distinct()

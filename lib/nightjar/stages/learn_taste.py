@@ -1,8 +1,7 @@
-"""Embeddings and interactions -> item vectors: what behaviour adds to text.
+"""Embeddings and interactions -> item vectors and relations: what behaviour adds to text.
 
-Runs in one actor over memory-mapped matrices: the work is linear in the catalogue and in the pairs, and its
-result must not depend on how it is split. Items that nobody touched keep their text vector, so cold items
-stand among warm ones in one space.
+Runs in one actor over memory-mapped matrices, because its result must not depend on how it is split. Items
+that nobody touched keep their text vector and have relations by text, so cold items stand among warm ones.
 """
 
 from __future__ import annotations
@@ -16,28 +15,47 @@ from scipy import sparse
 
 from nightjar.config import LearnTaste, Resources
 from nightjar.engines import actors
-from nightjar.kernels import signals, taste
+from nightjar.kernels import relations, signals
+from nightjar.kernels.likes import Likes
 from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night, require_rows
-from nightjar.stages.buckets import read_histories
+from nightjar.stages.taste_log import learning, read_likes, smoothed, text_space
 from nightjar.store import Attempt, Committed, FileEntry
-from nightjar.tables import INTERACTIONS, ITEM_EMBEDDINGS, ITEM_TEXT, ITEM_VECTORS, vector_column
+from nightjar.tables import INTERACTIONS, ITEM_EMBEDDINGS, ITEM_TEXT, ITEM_VECTORS, NEIGHBOURS, vector_column
 
 LEAST_NORM = np.float32(1e-2)
 """An item out of fashion for years still has a direction that float32 can hold."""
 
 
 def learn_taste(night: Night, params: LearnTaste, resources: Resources) -> Metrics:
-    """Writes a vector for every item, part by part as item_text has them."""
+    """Writes a vector for every item, part by part as item_text has them, and a part for each relation."""
     text, embeddings = night.read(ITEM_TEXT), night.read(ITEM_EMBEDDINGS)
     require_rows(text, "so there is nothing to recommend; look at items_quarantine and the item sources")
-    attempt = night.write(ITEM_VECTORS, vector_dim(embeddings))
+    work = TasteWork(
+        text,
+        embeddings,
+        night.read(INTERACTIONS),
+        night.write(ITEM_VECTORS, vector_dim(embeddings)),
+        night.write(NEIGHBOURS),
+        params,
+        night.config.weigh_events.half_life_days,
+        night.end,
+    )
     actors.connect(night.config.ray)
-    work = TasteWork(text, embeddings, night.read(INTERACTIONS), attempt, params, night.end)
-    pool: actors.Pool[tuple[list[FileEntry], Metrics]] = actors.Pool(work, resources, 1)
-    ((_, (entries, metrics)),) = pool.map([0])
-    night.wrote(ITEM_VECTORS, entries)
-    return metrics
+    pool: actors.Pool[Learnt] = actors.Pool(work, resources, 1)
+    ((_, learnt),) = pool.map([0])
+    night.wrote(ITEM_VECTORS, learnt.vectors)
+    night.wrote(NEIGHBOURS, learnt.neighbours)
+    return learnt.metrics
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the actor reports: the files it wrote and its figures."""
+
+    vectors: list[FileEntry]
+    neighbours: list[FileEntry]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,10 @@ class TasteWork:
     text: Committed
     embeddings: Committed
     interactions: Committed
-    attempt: Attempt
+    vectors: Attempt
+    neighbours: Attempt
     params: LearnTaste
+    half_life_days: float
     end: datetime
 
     def __call__(self) -> TasteWork.Part:
@@ -58,62 +78,61 @@ class TasteWork:
     class Part:
         work: TasteWork
 
-        def __call__(self, part: int) -> tuple[list[FileEntry], Metrics]:
+        def __call__(self, part: int) -> Learnt:
             del part
-            work = self.work
-            V, neighbours = item_vectors(mapped_matrix(work.embeddings), work.interactions, work.params)
-            norms = item_norms(work.interactions, len(V), work.params, work.end)
+            work, params = self.work, self.work.params
+            V = text_space(mapped_matrix(work.embeddings), params)
+            likes = read_likes(work.interactions, len(V), work.half_life_days, work.end)
+            liked = likes.matrix()
+            bent, reached = smoothed(V, liked, params.smooth_weight)
+            vectors = self._vectors(bent, item_norms(likes, params))
+            how = learning(params)
+            found = {
+                "text": relations.from_text(V, how),
+                **relations.from_behaviour(liked, bent, how),
+            }
+            neighbours = [
+                work.neighbours.write_part(at, [neighbour_rows(name, relation)])
+                for at, (name, relation) in enumerate(found.items())
+            ]
+            metrics: Metrics = {"items": len(V), "items_with_behaviour": reached, "likes": len(likes)}
+            metrics["neighbours"] = {name: relation.nnz for name, relation in found.items()}
+            return Learnt(vectors, neighbours, metrics)
+
+        def _vectors(self, V: np.ndarray, norms: np.ndarray) -> list[FileEntry]:
             entries, row = [], 0
-            for entry in work.text.parts:
-                rows = work.text.read_part(entry, ["item_id", "item_num"])
+            for entry in self.work.text.parts:
+                rows = self.work.text.read_part(entry, ["item_id", "item_num"])
                 norm = norms[row : row + len(rows)]
                 scaled = vector_column(V[row : row + len(rows)] * norm[:, None])
                 table = rows.append_column("vector", scaled).append_column("norm", pa.array(norm))
-                entries.append(work.attempt.write_part(entry.part or 0, [table]))
+                entries.append(self.work.vectors.write_part(entry.part or 0, [table]))
                 row += len(rows)
-            return entries, {"items": len(V), "items_with_behaviour": neighbours}
+            return entries
 
 
-def item_vectors(E: np.ndarray, interactions: Committed, params: LearnTaste) -> tuple[np.ndarray, int]:
-    """The (n, d) unit item vectors from embeddings E and behaviour, and how many items behaviour reached."""
-    V = np.asarray(E) if params.transform == "raw" else _transformed(E, params)
-    if not params.smooth_weight:
-        return V, 0
-    buckets = (_liked(interactions, bucket, len(V)) for bucket in range(len(interactions.parts)))
-    neighbours = taste.propagate(V, buckets)
-    return taste.smooth(V, neighbours, params.smooth_weight), int((neighbours != 0).any(axis=1).sum())
-
-
-def item_norms(interactions: Committed, n_items: int, params: LearnTaste, end: datetime) -> np.ndarray:
+def item_norms(likes: Likes, params: LearnTaste) -> np.ndarray:
     """How much each item counts, (n_items,) float32: its freshness to a power; 1 where nothing is known.
 
     As the length of its vector, it multiplies every score of the item in retrieval, so one inner-product
     index still finds the best exactly and the shares of a reason do not change.
     """
     if not params.freshness_power:
-        return np.ones(n_items, np.float32)
-    recent, ever = np.zeros(n_items), np.zeros(n_items)
-    for entry in interactions.parts:
-        rows = interactions.read_part(entry, ["item_num", "weight", "last_event_time"])
-        liked = rows["weight"].to_numpy() > 0
-        nums = rows["item_num"].to_numpy()[liked]
-        micros = rows["last_event_time"].cast(pa.int64()).to_numpy()[liked]
-        age_days = (end.timestamp() - micros / 1e6) / 86_400
-        ever += np.bincount(nums, minlength=n_items)
-        decayed = signals.decay(age_days, params.freshness_half_life_days)
-        recent += np.bincount(nums, weights=decayed, minlength=n_items)
+        return np.ones(likes.n_items, np.float32)
+    recent, ever = likes.counts(params.freshness_half_life_days), likes.counts(None)
     norms: np.ndarray = signals.freshness(recent, ever) ** params.freshness_power
     return norms.astype(np.float32).clip(LEAST_NORM)
 
 
-def _transformed(E: np.ndarray, params: LearnTaste) -> np.ndarray:
-    power = params.whiten_power if params.transform == "whiten" else 0.0
-    return taste.whiten(E, taste.fit_whitening(E, power, params.shrinkage))
-
-
-def _liked(interactions: Committed, bucket: int, n_items: int) -> sparse.csr_matrix:
-    """One bucket's positive interactions as 1.0 each: repeated clicks say little about what goes together."""
-    weights = read_histories(interactions, bucket).profile(n_items)
-    weights.data = (weights.data > 0).astype(np.float32)
-    weights.eliminate_zeros()
-    return weights
+def neighbour_rows(name: str, relation: sparse.csr_matrix) -> pa.Table:
+    """A relation (n_items, n_items) as rows of the neighbours table, one an item."""
+    n = relation.shape[0]
+    offsets = pa.array(relation.indptr.astype(np.int32))
+    return pa.table(
+        {
+            "relation": pa.array([name] * n, pa.string()),
+            "item_num": pa.array(np.arange(n)),
+            "item_nums": pa.ListArray.from_arrays(offsets, pa.array(relation.indices.astype(np.int32))),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(relation.data.astype(np.float32))),
+        }
+    )

@@ -1,4 +1,4 @@
-"""Candidates -> the list of every known user: fuse, diversify, cut to k, fill, and say why.
+"""Candidates -> the list of every known user: blend all sources, diversify, cut to k, fill, and say why.
 
 A bucket of users is one Spark task; all tables of users share their buckets, so nothing is shuffled. Users
 without a usable history, and lists the candidates cannot fill, get what is popular in their segment, then
@@ -20,18 +20,21 @@ from nightjar.engines import spark
 from nightjar.kernels.diversity import Diversity, ItemTraits, rerank
 from nightjar.kernels.fallback import Fallback, fill
 from nightjar.kernels.interactions import Histories
-from nightjar.kernels.reasons import Reasons, contributions
-from nightjar.kernels.topk import ItemLists, select_topk
-from nightjar.matrix import mapped_matrix
+from nightjar.kernels.reasons import Reasons
+from nightjar.kernels.topk import ItemLists, TopK
 from nightjar.stage import Metrics, Night
+from nightjar.stages.blending import Blender, BlendInputs
 from nightjar.stages.buckets import read_histories, strings
 from nightjar.stages.weigh_events import EVERYONE
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
+    BLEND,
     CANDIDATES,
     INTERACTIONS,
+    ITEM_SIGNALS,
     ITEM_VECTORS,
     ITEMS,
+    NEIGHBOURS,
     POPULARITY,
     RECOMMENDATIONS,
     SOURCES,
@@ -46,15 +49,17 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
     """Writes exactly k rows for every known user, fewer only where the catalogue has fewer to give."""
     del resources
     users, attempt = night.read(USERS), night.write(RECOMMENDATIONS)
-    catalogue = _Inputs(night.read(ITEMS), night.read(ITEM_VECTORS), night.read(POPULARITY))
+    tables = (night.read(table) for table in (ITEMS, ITEM_VECTORS, NEIGHBOURS, BLEND, ITEM_SIGNALS))
+    inputs = _Inputs(BlendInputs(*tables), night.read(POPULARITY), night.config.weigh_events.half_life_days)
     task = RankPart(
         users,
         night.read(CANDIDATES),
         night.read(INTERACTIONS),
-        catalogue,
+        inputs,
         attempt,
         params,
         night.config.retrieve.exclude_seen,
+        night.config.retrieve.k_prime,
     )
     entries = spark.map_parts(spark.session(night.config), task, attempt, len(users.parts))
     night.wrote(RECOMMENDATIONS, entries)
@@ -63,33 +68,30 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The item side of ranking, as commits that travel to tasks."""
+    """The item side of ranking, as commits that travel to tasks. half_life_days: the one in the weights."""
 
-    items: Committed
-    vectors: Committed
+    blend: BlendInputs
     popularity: Committed
+    half_life_days: float
 
     @property
     def key(self) -> str:
-        commits = (self.items, self.vectors, self.popularity)
-        return " ".join([self.items.dataset.store.root, *(one.manifest.fingerprint for one in commits)])
+        commits = (*vars(self.blend).values(), self.popularity)
+        return " ".join(one.dataset.store.root + one.manifest.fingerprint for one in commits)
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """The item side of ranking in memory; row = item number.
 
-    item_ids: (n,) strings; available: (n,) bool; category: (n,) int64, −1 for none; popularity: (n,) float32
-    in 0…1 for everyone; norms: (n,) float32, lengths of the item vectors; fallbacks: for each segment the
-    orders to fill from.
+    item_ids: (n,) strings; category: (n,) int64, −1 for none; fallbacks: for each segment the orders to fill
+    from; blender: what scores.
     """
 
     item_ids: np.ndarray
-    available: np.ndarray
     category: np.ndarray
-    popularity: np.ndarray
-    norms: np.ndarray
     fallbacks: dict[str, tuple[Fallback, ...]]
+    blender: Blender
 
     @property
     def default(self) -> tuple[Fallback, ...]:
@@ -108,27 +110,24 @@ def _load(inputs: _Inputs) -> Catalogue:
 
 
 def _read_catalogue(inputs: _Inputs) -> Catalogue:
-    items = inputs.items.read(["item_id", "item_num", "available", "category"])
-    n = len(items)
+    items = inputs.blend.items.read(["item_id", "available", "category"])
     available = items["available"].to_numpy()
     category = items["category"].combine_chunks().dictionary_encode()
     codes = (category.combine_chunks() if isinstance(category, pa.ChunkedArray) else category).indices
     popular = inputs.popularity.read().sort_by([("segment", "ascending"), ("rank", "ascending")])
     rest = Fallback(np.flatnonzero(available), POPULAR)
     orders: dict[str, tuple[Fallback, ...]] = {EVERYONE: (rest,)}
-    weights = np.zeros(n, np.float32)
     segment_of = strings(popular["segment"])
-    nums, amounts = popular["item_num"].to_numpy(), popular["weight"].to_numpy()
+    nums = popular["item_num"].to_numpy()
     everyone = segment_of == EVERYONE
     if everyone.any():
-        weights[nums[everyone]] = amounts[everyone] / max(amounts[everyone].max(), 1)
         orders[EVERYONE] = (Fallback(nums[everyone], POPULAR), rest)
     for segment in np.unique(segment_of[~everyone]):
         mine = Fallback(nums[segment_of == segment], SEGMENT)
         orders[str(segment)] = (mine, *orders[EVERYONE])
     codes = codes.fill_null(-1).to_numpy().astype(np.int64)
-    norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
-    return Catalogue(strings(items["item_id"]), available, codes, weights, norms, orders)
+    blender = Blender.load(inputs.blend, inputs.half_life_days)
+    return Catalogue(strings(items["item_id"]), codes, orders, blender)
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,7 @@ class RankPart:
     attempt: Attempt
     params: Rank
     exclude_seen: bool
+    depth: int
 
     def __call__(self, bucket: int) -> FileEntry:
         return self.attempt.write_part(bucket, self._tables(bucket))
@@ -149,40 +149,34 @@ class RankPart:
     def _tables(self, bucket: int) -> Iterator[pa.Table]:
         catalogue = _load(self.inputs)
         people = self.users.read_part(self.users.parts[bucket], ["user_id", "segment"])
-        candidates = self.candidates.read_part(
-            self.candidates.parts[bucket], ["user_id", "item_nums", "scores"]
-        )
+        candidates = self.candidates.read_part(self.candidates.parts[bucket], ["user_id", "item_nums"])
         histories = read_histories(self.interactions, bucket)
         for start in range(0, len(people), BLOCK_USERS):
             block = people.slice(start, BLOCK_USERS)
             user_ids = strings(block["user_id"])
             mine = histories.aligned(user_ids)
-            nums, scores = _padded(candidates, block["user_id"].combine_chunks())
-            lists, scores = self._ordered(nums, scores, catalogue)
-            reasons = self._reasons(mine, lists)
+            barred = self._barred(mine)
+            retrieved = _padded(candidates, block["user_id"].combine_chunks())
+            scored = catalogue.blender.best(mine, barred, retrieved, max(self.depth, self.params.k))
+            lists, scores = self._ordered(scored.best, catalogue)
+            reasons = catalogue.blender.reasons(scored, lists, self.params.n_reasons)
             segments = block["segment"].to_pylist()
-            filled, sources = self._filled(lists, mine, segments, catalogue)
+            filled, sources = self._filled(lists, barred, segments, catalogue)
             yield _rows(user_ids, filled, _scores(scores, filled, sources), sources, reasons, catalogue)
 
-    def _reasons(self, histories: Histories, lists: np.ndarray) -> Reasons:
-        V = mapped_matrix(self.inputs.vectors)
-        profile = histories.profile_of_directions(_load(self.inputs).norms)
-        history = profile.indptr.astype(np.int64), profile.indices.astype(np.int64)
-        return contributions(history, profile.data, V, lists, self.params.n_reasons)
+    def _barred(self, histories: Histories) -> ItemLists:
+        """What each user of a block must not get."""
+        if self.exclude_seen:
+            return ItemLists(histories.indptr, histories.item_nums)
+        return ItemLists(np.zeros(len(histories) + 1, np.int64), np.empty(0, np.int64))
 
-    def _ordered(
-        self, nums: np.ndarray, scores: np.ndarray, catalogue: Catalogue
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lists (q, k) and their scores: personal plus weighted popularity, diversified when asked for."""
-        params, valid = self.params, nums >= 0
-        fused = np.where(
-            valid, scores + params.popularity_weight * catalogue.popularity[np.maximum(nums, 0)], -np.inf
-        )
-        best = select_topk(fused.astype(np.float32), nums, nums.shape[1])
+    def _ordered(self, best: TopK, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+        """Lists (q, k) and their scores, diversified when asked for."""
+        params = self.params
         if params.mmr_lambda == 1.0 and params.max_per_category is None:
             return _cut(best.item_nums, params.k, -1), _cut(best.scores, params.k, -np.inf)
         how = Diversity(params.mmr_lambda, params.max_per_category)
-        traits = ItemTraits(mapped_matrix(self.inputs.vectors), catalogue.category)
+        traits = ItemTraits(catalogue.blender.vectors, catalogue.category)
         order = rerank(best.item_nums, best.scores, traits, params.k, how)
         at = np.maximum(order, 0)
         rows = np.arange(len(at))[:, None]
@@ -192,35 +186,25 @@ class RankPart:
         )
 
     def _filled(
-        self, lists: np.ndarray, histories: Histories, segments: Sequence[str | None], catalogue: Catalogue
+        self, lists: np.ndarray, barred: ItemLists, segments: Sequence[str | None], catalogue: Catalogue
     ) -> tuple[np.ndarray, np.ndarray]:
-        seen = ItemLists(histories.indptr, histories.item_nums)
-        if not self.exclude_seen:
-            seen = ItemLists(np.zeros(len(lists) + 1, np.int64), np.empty(0, np.int64))
         orders = [catalogue.fallbacks.get(segment or EVERYONE, catalogue.default) for segment in segments]
-        return fill(lists, np.full(lists.shape, PERSONAL, np.int8), seen, orders)
+        return fill(lists, np.full(lists.shape, PERSONAL, np.int8), barred, orders)
 
 
-def _padded(candidates: pa.Table, user_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Candidate lists of the given users as (q, m) arrays, −1 and −inf beyond the end of a list."""
+def _padded(candidates: pa.Table, user_ids: pa.Array) -> np.ndarray:
+    """Candidate lists of the given users as a (q, m) int64 array, −1 beyond the end of a list."""
     at = pc.index_in(user_ids, candidates["user_id"].combine_chunks())
     rows = candidates.take(at.drop_null())
     found = np.flatnonzero(at.is_valid().to_numpy(zero_copy_only=False))
     if not len(found):
-        return np.full((len(user_ids), 0), -1, np.int64), np.full((len(user_ids), 0), -np.inf, np.float32)
+        return np.full((len(user_ids), 0), -1, np.int64)
     lengths = pc.list_value_length(rows["item_nums"]).to_numpy()
-    width = int(lengths.max())
-    nums, scores = (
-        np.full((len(user_ids), width), -1, np.int64),
-        np.full((len(user_ids), width), -np.inf, np.float32),
-    )
-    row_of, column_of = (
-        np.repeat(found, lengths),
-        np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths),
-    )
+    nums = np.full((len(user_ids), int(lengths.max())), -1, np.int64)
+    row_of = np.repeat(found, lengths)
+    column_of = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     nums[row_of, column_of] = pc.list_flatten(rows["item_nums"]).to_numpy()
-    scores[row_of, column_of] = pc.list_flatten(rows["scores"]).to_numpy()
-    return nums, scores
+    return nums
 
 
 def _cut(values: np.ndarray, k: int, blank: float) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Events -> weighted interactions, known users, recent popularity.
 
 Weight of an event: its type's weight × its scene's weight × what its value says × 2^(−age / half-life), age
-counted from the end of ds; negative kinds subtract. Weights are fixed-point integers, so that sums do not
-depend on the order in which Spark adds them.
+counted back from the user's own newest event; negative kinds subtract. A list compares items for one user, so
+where the age starts changes nothing but that nobody's weights fade to nothing. Weights are fixed-point
+integers, so that sums do not depend on the order in which Spark adds them.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
     events = spark.read(session, night.window(EVENTS))
     items = spark.read(session, night.read(ITEMS))
     known = events.join(items.select("item_id", "item_num"), "item_id")
-    weighed = known.withColumn("weight", event_weight(night.config.clean_events, params, night.end))
+    newest = F.max("event_time").over(Window.partitionBy("user_id"))
+    weight = event_weight(night.config.clean_events, params, F.col("newest"))
+    weighed = known.withColumn("newest", newest).withColumn("weight", weight)
+    liked = F.when(F.col("weight") > 0, F.col("event_time"))
     pairs = weighed.groupBy("user_id", "item_num").agg(
         F.sum("weight").alias("weight"),
         F.count("*").cast("int").alias("n_events"),
         F.max("event_time").alias("last_event_time"),
-        F.max(F.when(F.col("weight") > 0, F.col("event_time"))).alias("last_liked"),
+        F.min(liked).alias("first_liked"),
+        F.max(liked).alias("last_liked"),
     )
     pairs = pairs.persist()
     people = known_users(events, pairs, _declared_users(session, night)).persist()
@@ -57,9 +62,12 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
         people.unpersist()
 
 
-def event_weight(cleaning: CleanEvents, params: WeighEvents, end: datetime) -> Column:
-    """The fixed-point weight of an event as one expression over scene, event_type, value and event_time."""
-    age_days = (F.lit(end.timestamp()) - F.unix_micros("event_time") / 1e6) / 86_400.0
+def event_weight(cleaning: CleanEvents, params: WeighEvents, newest: Column) -> Column:
+    """The fixed-point weight of an event over scene, event_type, value and its age before `newest`.
+
+    However old, an event that says something weighs at least one unit: what was liked stays liked.
+    """
+    age_days = (F.unix_micros(newest) - F.unix_micros("event_time")) / (86_400.0 * 1e6)
     weight: Column = F.lit(0).cast("long")
     for scene_name, scene in cleaning.scenes.items():
         half_life = scene.half_life_days or params.half_life_days
@@ -68,9 +76,10 @@ def event_weight(cleaning: CleanEvents, params: WeighEvents, end: datetime) -> C
             amount = F.lit(sign * kind.weight * scene.weight)
             if kind.value_weight is not None:
                 amount = amount * F.coalesce(F.expr(f"double({kind.value_weight})"), F.lit(1.0))
-            decayed = amount * F.pow(F.lit(2.0), -age_days / half_life)
+            size = F.abs(amount) * F.pow(F.lit(2.0), -age_days / half_life) * WEIGHT_ONE
+            units = F.signum(amount) * F.greatest(F.round(size), F.lit(1.0))
             here = (F.col("scene") == scene_name) & (F.col("event_type") == type_name)
-            weight = F.when(here, F.round(decayed * WEIGHT_ONE).cast("long")).otherwise(weight)
+            weight = F.when(here, units.cast("long")).otherwise(weight)
     return weight
 
 

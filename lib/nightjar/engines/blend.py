@@ -1,0 +1,251 @@
+"""Scores all items that a user's history leads to through the relations, and keeps the best: compiled loops.
+
+For user u with history x: score(i) = g_i · Σ_s f_s · (x @ S_s)_i + popular_i, with the factor f_s = w_s / the
+length of the row (x @ S_s)∘g over the whole catalogue, so that relations weigh alike for every user
+(kernels/fusion.py). Only items that some relation leads to and the popular ones are visited: a user costs as
+much as the neighbours of their history, whatever the size of the catalogue. Sums run in float64 in the order
+of the history, so a user's scores do not depend on who is scored beside them.
+"""
+
+# numba's decorator and the functions it compiles carry no annotations that mypy could read.
+# mypy: disable-error-code="untyped-decorator, import-untyped, no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nightjar.kernels.ranked_lists import Csr
+from nightjar.kernels.relations import Stack
+from nightjar.kernels.signals import F32, F64, I64
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What is the same for every user. weights: (R,) float64, of the stack's relations; fresh, popular:
+    (n_items,) float64, g and what recent popularity adds; by_popularity: (p,) int64, the items that
+    popularity alone may bring into a list, best first; available: (n_items,) bool."""
+
+    stack: Stack
+    weights: F64
+    fresh: F64
+    popular: F64
+    by_popularity: I64
+    available: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Blended:
+    """item_nums: (q, m) int64, −1 padding at the end, the best first, ties by number; scores: (q, m) float32,
+    −inf padding; at: (q, c) float32, the scores of the items asked for, wherever they rank, −inf for −1;
+    factors: (q, R) float64, f_s."""
+
+    item_nums: I64
+    scores: F32
+    at: F32
+    factors: F64
+
+
+def blend(with_: Ingredients, history: Csr, x: F32, barred: Csr, asked: I64, m: int) -> Blended:
+    """The best m items of each of q users, and the scores of those asked for.
+
+    history: CSR of q users' items with weights x (n_entries,) float32, below 0 for a dislike; barred: CSR of
+    what each user must not get; asked: (q, c) int64, −1 padding.
+    """
+    q, n_relations = len(history[0]) - 1, len(with_.weights)
+    out = Blended(
+        np.full((q, m), -1, np.int64),
+        np.full((q, m), -np.inf, np.float32),
+        np.full(asked.shape, -np.inf, np.float32),
+        np.zeros((q, n_relations)),
+    )
+    stack = with_.stack
+    _blend(
+        (stack.indptr, stack.item_nums, stack.scores),
+        with_.weights,
+        (with_.fresh, with_.popular, with_.by_popularity, with_.available),
+        (history[0].astype(np.int64), history[1].astype(np.int64), x),
+        (barred[0].astype(np.int64), barred[1].astype(np.int64)),
+        asked.astype(np.int64),
+        (out.item_nums, out.scores, out.at, out.factors),
+    )
+    return out
+
+
+def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, wanted: I64) -> F64:
+    """What each history item adds to the score of each wanted item, (len(items), len(wanted)) float64."""
+    found = np.zeros((len(items), len(wanted)))
+    stack = with_.stack
+    place = np.full(stack.n_items, -1, np.int64)
+    place[wanted] = np.arange(len(wanted))
+    _terms((stack.indptr, stack.item_nums, stack.scores), stack.n_items, (items, x), factors, place, found)
+    found *= with_.fresh[wanted]
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _terms(stack, n_items, history, factors, place, found):
+    indptr, neighbours, values = stack
+    items, x = history
+    for r in range(len(factors)):
+        if factors[r] == 0.0:
+            continue
+        for h in range(len(items)):
+            row = r * n_items + items[h]
+            for entry in range(indptr[row], indptr[row + 1]):
+                at = place[neighbours[entry]]
+                if at >= 0:
+                    found[h, at] += factors[r] * np.float64(x[h]) * np.float64(values[entry])
+
+
+@njit(cache=True, nogil=True)
+def _blend(stack, weights, items, history, barred, asked, out):
+    fresh, popular, by_popularity, available = items
+    n = len(fresh)
+    own, total = np.zeros(n), np.zeros(n)
+    # A user's mark says that an entry is theirs, so nothing is cleared between users.
+    in_own, in_total, is_barred = np.full(n, -1), np.full(n, -1), np.full(n, -1)
+    met, touched = np.empty(n, np.int64), np.empty(n, np.int64)
+    n_users = len(history[0]) - 1
+    mark = 0
+    for u in range(n_users):
+        for entry in range(barred[0][u], barred[0][u + 1]):
+            is_barred[barred[1][entry]] = u
+        n_touched = 0
+        for r in range(len(weights)):
+            if weights[r] == 0.0:
+                continue
+            n_met, mark = _spread(stack, r * n, history, u, (own, in_own, met), mark)
+            squares = 0.0
+            for at in range(n_met):
+                squares += (own[met[at]] * fresh[met[at]]) ** 2
+            length = np.sqrt(squares)
+            if length <= TINY:
+                continue
+            factor = weights[r] / length
+            out[3][u, r] = factor
+            for at in range(n_met):
+                item = met[at]
+                if in_total[item] != u:
+                    in_total[item] = u
+                    total[item] = 0.0
+                    touched[n_touched] = item
+                    n_touched += 1
+                total[item] += factor * own[item]
+        for at in range(n_touched):
+            item = touched[at]
+            total[item] = total[item] * fresh[item] + popular[item]
+        for at in range(asked.shape[1]):
+            item = asked[u, at]
+            if item >= 0:
+                out[2][u, at] = total[item] if in_total[item] == u else popular[item]
+        n_touched = _with_popular(
+            (by_popularity, popular, available, is_barred),
+            u,
+            out[0].shape[1],
+            (total, in_total, touched),
+            n_touched,
+        )
+        _keep_best(touched[:n_touched], total, (available, is_barred), u, (out[0][u], out[1][u]))
+
+
+@njit(cache=True, nogil=True)
+def _spread(stack, first, history, u, scratch, mark):
+    """own = x_u @ S: adds up the neighbours of the history; returns how many items were met."""
+    indptr, neighbours, values = stack
+    own, in_own, met = scratch
+    mark += 1
+    n_met = 0
+    for entry in range(history[0][u], history[0][u + 1]):
+        x, row = np.float64(history[2][entry]), first + history[1][entry]
+        if x == 0.0:
+            continue
+        for at in range(indptr[row], indptr[row + 1]):
+            item = neighbours[at]
+            if in_own[item] != mark:
+                in_own[item] = mark
+                own[item] = 0.0
+                met[n_met] = item
+                n_met += 1
+            own[item] += x * np.float64(values[at])
+    return n_met, mark
+
+
+@njit(cache=True, nogil=True)
+def _with_popular(order, u, wanted, scratch, n_touched):
+    """Adds the most popular of the other items, as many as a list could need."""
+    by_popularity, popular, available, is_barred = order
+    total, in_total, touched = scratch
+    found = 0
+    for at in range(len(by_popularity)):
+        item = by_popularity[at]
+        if not available[item] or is_barred[item] == u or in_total[item] == u:
+            continue
+        in_total[item] = u
+        total[item] = popular[item]
+        touched[n_touched] = item
+        n_touched += 1
+        found += 1
+        if found == wanted:
+            break
+    return n_touched
+
+
+@njit(cache=True, nogil=True)
+def _keep_best(touched, total, allowed, u, out):
+    """The best of what was touched, into the rows of out: a heap with its worst entry first, then emptied."""
+    available, is_barred = allowed
+    items, scores = out
+    n = 0
+    for item in touched:
+        if not available[item] or is_barred[item] == u:
+            continue
+        score = np.float32(total[item])
+        if n < len(items):
+            n += 1
+            _rise(items, scores, n - 1, item, score)
+        elif _worse(scores[0], items[0], score, item):
+            _sink(items, scores, n, item, score)
+    for end in range(n - 1, 0, -1):
+        item, score = items[end], scores[end]
+        items[end], scores[end] = items[0], scores[0]
+        _sink(items, scores, end, item, score)
+
+
+@njit(cache=True, nogil=True)
+def _worse(score, item, than_score, than_item):
+    return score < than_score or (score == than_score and item > than_item)
+
+
+@njit(cache=True, nogil=True)
+def _rise(items, scores, at, item, score):
+    """Puts an entry at the end of the heap and lets it rise to its place."""
+    while at > 0:
+        above = (at - 1) // 2
+        if not _worse(score, item, scores[above], items[above]):
+            break
+        items[at], scores[at] = items[above], scores[above]
+        at = above
+    items[at], scores[at] = item, score
+
+
+@njit(cache=True, nogil=True)
+def _sink(items, scores, n, item, score):
+    """Puts an entry at the head of a heap of n and lets it sink to its place."""
+    at = 0
+    while True:
+        below = 2 * at + 1
+        if below >= n:
+            break
+        if below + 1 < n and _worse(scores[below + 1], items[below + 1], scores[below], items[below]):
+            below += 1
+        if not _worse(scores[below], items[below], score, item):
+            break
+        items[at], scores[at] = items[below], scores[below]
+        at = below
+    items[at], scores[at] = item, score

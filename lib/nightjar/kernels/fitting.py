@@ -1,0 +1,121 @@
+"""Chooses what a night blends and how fast the past fades, on the newest likes of the log, held back for it.
+
+The window before the end serves as truth; relations are learnt from what was known before it. So nothing that
+a later test looks at is used, and a night fits on its own log and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+
+from nightjar.kernels import fusion, signals, taste
+from nightjar.kernels.likes import Likes
+from nightjar.kernels.signals import F32, I64
+
+K = 20
+"""Length of the lists whose nDCG and recall are fitted."""
+RECENCY_DAYS = (7.0, 30.0, 120.0, 480.0)
+HISTORY_DAYS = (30.0, 120.0, 480.0, None)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Half-lives in days of recent popularity and of a history (None: it does not fade), and the recipe.
+
+    The recipe's weights are of the relations in their order, then of the vectors.
+    """
+
+    recency_days: float
+    history_days: float | None
+    recipe: fusion.Recipe
+
+
+@dataclass(frozen=True)
+class Fit:
+    """users: how many to fit on, at most; doubt: standard errors that a gain must exceed; pool_depth:
+    candidates of each source; exclude_seen: what was liked before is neither proposed nor truth."""
+
+    users: int = 2000
+    doubt: float = 0.5
+    pool_depth: int = 100
+    exclude_seen: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """Users of a log with what they liked next.
+
+    known: likes before the window; users: (q,) int64 codes; truth: (q, n_items) CSR; barred: (q, n_items)
+    CSR, non-zero where nothing may be proposed: what they have seen, and items that nobody knew.
+    """
+
+    known: Likes
+    users: I64
+    truth: sparse.csr_matrix
+    barred: sparse.csr_matrix
+
+
+def hold_back(likes: Likes, window_days: float, how: Fit) -> HeldBack:
+    """The newest `window_days` of a log as truth for up to how.users of its users."""
+    known, later = likes.before(window_days), likes.kept(likes.first < window_days)
+    liked = known.matrix()
+    warm = np.asarray(liked.sum(axis=0)).ravel() > 0
+    has_history = np.diff(liked.indptr) > 0
+    truth = later.kept(warm[later.item] & has_history[later.user]).matrix()
+    users = np.flatnonzero(np.diff(truth.indptr))
+    if len(users) > how.users:
+        users = np.sort(np.random.default_rng(how.seed).choice(users, how.users, replace=False))
+    cold = sparse.csr_matrix(np.broadcast_to(~warm, (len(users), len(warm))).astype(np.float32))
+    barred = liked[users] + cold if how.exclude_seen else cold
+    return HeldBack(known, users, truth[users], barred.tocsr())
+
+
+def sources(
+    known: Likes,
+    users: I64,
+    relations: Mapping[str, sparse.csr_matrix],
+    profile: fusion.Product,
+    chosen: Chosen,
+) -> fusion.Sources:
+    """What the scores of these users are made of: relations, then vectors."""
+    x = known.histories(chosen.history_days)[users]
+    recent = known.counts(chosen.recency_days)
+    fresh = signals.freshness(recent, known.counts(None))
+    return fusion.Sources((*((x @ one).tocsr() for one in relations.values()), profile), recent, fresh)
+
+
+def profiles(known: Likes, users: I64, V: F32, half_life_days: float) -> fusion.Product:
+    """The vector source as a night has it: users as unit sums of directions, items as directions V."""
+    weights = known.weights(half_life_days)[users]
+    return fusion.Product(taste.unit_rows(weights @ V), V)
+
+
+def fit(
+    held: HeldBack,
+    relations: Mapping[str, sparse.csr_matrix],
+    profile: fusion.Product,
+    start: Chosen,
+    how: Fit,
+) -> Chosen:
+    """Half-lives and weights that rank the truth best: first of recency, then of histories.
+
+    Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
+    """
+    truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
+
+    def pool(one: Chosen) -> fusion.Pool:
+        made = sources(held.known, held.users, relations, profile, one)
+        return fusion.make_pool(made, truth, held.barred, how.pool_depth)
+
+    chosen = start
+    by_recency = [start, *(replace(start, recency_days=d) for d in RECENCY_DAYS if d != start.recency_days)]
+    at, recipe = fusion.fit([pool(one) for one in by_recency], chosen.recipe, K, how.doubt)
+    chosen = replace(by_recency[at], recipe=recipe)
+    by_history = [chosen, *(replace(chosen, history_days=d) for d in HISTORY_DAYS if d != start.history_days)]
+    at, recipe = fusion.fit([pool(one) for one in by_history], recipe, K, how.doubt)
+    return replace(by_history[at], recipe=recipe)

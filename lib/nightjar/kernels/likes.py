@@ -1,0 +1,108 @@
+"""Who liked what and when, as of any earlier moment: what relations are learnt from, fits held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from nightjar.kernels.signals import F64, I64, decay
+
+
+@dataclass(frozen=True)
+class Likes:
+    """Pairs of a user and an item that events speak for, rising by user, then item.
+
+    user: (n,) int64 codes below n_users; item: (n,) int64 numbers below n_items; strength: (n,) float32 above
+    0, undecayed; first, last: (n,) float64, days from the pair's first and last liking event to the end of
+    the log, first ≥ last.
+    """
+
+    user: I64
+    item: I64
+    strength: NDArray[np.float32]
+    first: F64
+    last: F64
+    n_users: int
+    n_items: int
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def kept(self, which: NDArray[np.bool_]) -> Likes:
+        """These pairs alone, of the same users and items."""
+        return Likes(
+            self.user[which],
+            self.item[which],
+            self.strength[which],
+            self.first[which],
+            self.last[which],
+            self.n_users,
+            self.n_items,
+        )
+
+    def before(self, days: float) -> Likes:
+        """What was known `days` before the end. A pair that was liked again later counts from its first time,
+        since the times between are not kept."""
+        known = self.kept(self.first >= days)
+        last = np.where(known.last >= days, known.last, known.first)
+        return Likes(
+            known.user,
+            known.item,
+            known.strength,
+            known.first - days,
+            last - days,
+            known.n_users,
+            known.n_items,
+        )
+
+    def matrix(self) -> sparse.csr_matrix:
+        """(n_users, n_items) float32, 1.0 for a pair: repeated clicks say little about what goes together."""
+        return self._csr(np.ones(len(self), np.float32))
+
+    def weights(self, half_life_days: float | None) -> sparse.csr_matrix:
+        """(n_users, n_items) float32: strength, halved for every half-life before the user's newest like."""
+        return self._csr((self.strength * self._fading(half_life_days)).astype(np.float32))
+
+    def histories(self, half_life_days: float | None) -> sparse.csr_matrix:
+        """(n_users, n_items) float32 of what relations start from: as `weights`, but with √strength, since
+        the tenth event of a pair says less than the first."""
+        return self._csr((np.sqrt(self.strength) * self._fading(half_life_days)).astype(np.float32))
+
+    def _fading(self, half_life_days: float | None) -> F64:
+        newest = np.full(self.n_users, np.inf)
+        np.minimum.at(newest, self.user, self.last)
+        return decay(self.last - newest[self.user], half_life_days)
+
+    def counts(self, half_life_days: float | None) -> F64:
+        """Users of each item, (n_items,) float64, each halved for every half-life since its last like."""
+        found: F64 = np.bincount(
+            self.item, weights=decay(self.last, half_life_days), minlength=self.n_items
+        ).astype(np.float64)
+        return found
+
+    def _csr(self, values: NDArray[np.float32]) -> sparse.csr_matrix:
+        indptr = np.searchsorted(self.user, np.arange(self.n_users + 1)).astype(np.int64)
+        return sparse.csr_matrix((values, self.item, indptr), (self.n_users, self.n_items))
+
+
+def truth_window(likes: Likes, users_wanted: int, most: float) -> float:
+    """Days before the end from which on what was newly liked serves as truth for a fit.
+
+    The shortest window in which `users_wanted` users with a history before it liked something new, but never
+    one with more than the share `most` of all pairs.
+    """
+    if not len(likes):
+        return 0.0
+    bound = float(np.quantile(likes.first, most))
+    oldest = np.zeros(likes.n_users)
+    np.maximum.at(oldest, likes.user, likes.first)
+    # A user joins the truth when the window reaches their newest pair, provided it is not also their oldest.
+    newest = np.full(likes.n_users, np.inf)
+    np.minimum.at(newest, likes.user, likes.first)
+    joins = np.sort(newest[newest < oldest])
+    if len(joins) > users_wanted:
+        return float(min(joins[users_wanted - 1], bound))
+    return bound

@@ -1,0 +1,83 @@
+"""Learns the relations that a night blends, each a sparse item–item matrix (signals.py has the builders)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from nightjar.kernels import signals
+from nightjar.kernels.signals import F32, I64
+
+
+@dataclass(frozen=True)
+class Learning:
+    """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
+    more than many far ones. ease_items: catalogues with more liked items go without EASE, which inverts a
+    matrix of that size; ease_ridge in users, ease_neighbours kept for each item."""
+
+    n_neighbours: int = 200
+    text_power: float = 2.0
+    smoothed_power: float = 3.0
+    ease_items: int = 8192
+    ease_ridge: float = 200.0
+    ease_neighbours: int = 400
+
+
+def from_text(V: F32, how: Learning) -> sparse.csr_matrix:
+    """The relation of the texts alone; V: (n_items, d) float32 whitened unit vectors."""
+    return signals.text_neighbours(V, how.n_neighbours, how.text_power)
+
+
+def from_behaviour(liked: sparse.csr_matrix, smoothed: F32, how: Learning) -> dict[str, sparse.csr_matrix]:
+    """The relations that a log teaches, by name; `ease` only where few enough items were liked.
+
+    liked: (n_users, n_items) of 1.0; smoothed: (n_items, d) float32 unit vectors bent by the same log.
+    """
+    neighbourhood = signals.Neighbourhood(n_neighbours=how.n_neighbours)
+    found = {
+        "co_occurrence": signals.co_occurrence(liked, neighbourhood),
+        "smoothed_text": signals.text_neighbours(smoothed, how.n_neighbours, how.smoothed_power),
+    }
+    if 0 < len(np.unique(liked.indices)) <= how.ease_items:
+        found["ease"] = signals.ease(liked, how.ease_ridge, how.ease_neighbours)
+    return found
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Relations one above the other as one CSR: row r · n_items + h has the neighbours of h in relation r.
+
+    indptr: (R · n_items + 1,) int64; item_nums: (nnz,) int32; scores: (nnz,) float32. The arrays may be
+    memory maps that all processes of a host share.
+    """
+
+    names: tuple[str, ...]
+    n_items: int
+    indptr: I64
+    item_nums: np.ndarray
+    scores: np.ndarray
+
+    def matrices(self) -> dict[str, sparse.csr_matrix]:
+        """Each relation as a CSR of its own, by name, sharing the memory."""
+        found = {}
+        for at, name in enumerate(self.names):
+            rows = self.indptr[at * self.n_items : (at + 1) * self.n_items + 1]
+            part = slice(int(rows[0]), int(rows[-1]))
+            entries = self.scores[part], self.item_nums[part], rows - rows[0]
+            found[name] = sparse.csr_matrix(entries, (self.n_items, self.n_items))
+        return found
+
+
+def stacked(relations: dict[str, sparse.csr_matrix]) -> Stack:
+    """Relations in memory as a stack, in their order."""
+    together = sparse.vstack(list(relations.values()), "csr")
+    n_items = next(iter(relations.values())).shape[1]
+    return Stack(
+        tuple(relations),
+        n_items,
+        together.indptr.astype(np.int64),
+        together.indices.astype(np.int32),
+        together.data.astype(np.float32),
+    )

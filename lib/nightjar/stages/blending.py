@@ -1,0 +1,154 @@
+"""The fused score of a block of users, and its reasons: relations, vectors and recent popularity together.
+
+What a night blends stands in the blend table (fit_blend). Candidates are the best of the relations and those
+of the index; each then gets the score of all sources, so that a list does not depend on who proposed what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from nightjar.engines.blend import Ingredients, blend, relation_terms
+from nightjar.kernels.fitting import Chosen
+from nightjar.kernels.interactions import Histories
+from nightjar.kernels.reasons import Reasons, split, vector_terms
+from nightjar.kernels.taste import blocks, unit_rows
+from nightjar.kernels.topk import ItemLists, TopK, score_pairs, select_topk
+from nightjar.matrix import mapped_matrix, mapped_stack
+from nightjar.stages.recipe import read_blend
+from nightjar.store import Committed
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class BlendInputs:
+    """What a score is made of, as commits that travel to tasks."""
+
+    items: Committed
+    vectors: Committed
+    neighbours: Committed
+    blend: Committed
+    signals: Committed
+
+
+@dataclass(frozen=True)
+class Blender:
+    """In a worker: the sources in memory or mapped.
+
+    vectors: (n, d) float32, directions times norms (n,); gram: (d, d) float64, the sum of the outer products
+    of direction · g, by which the length of a user's row of scores over the catalogue is known without it.
+    """
+
+    ingredients: Ingredients
+    chosen: Chosen
+    vectors: np.ndarray
+    norms: np.ndarray
+    gram: np.ndarray
+    half_life_days: float
+
+    @property
+    def vector_weight(self) -> float:
+        return self.chosen.recipe.weights[-1]
+
+    @classmethod
+    def load(cls, inputs: BlendInputs, half_life_days: float) -> Blender:
+        """Maps the matrices and prepares what every user shares. half_life_days: the one in the weights."""
+        stack = mapped_stack(inputs.neighbours)
+        chosen = read_blend(inputs.blend, stack.names)
+        recipe = chosen.recipe
+        signals = inputs.signals.read(["popularity", "freshness"])
+        popular = recipe.popularity * signals["popularity"].to_numpy().astype(np.float64)
+        fresh = signals["freshness"].to_numpy().astype(np.float64) ** recipe.exponent
+        available = inputs.items.read(["available"])["available"].to_numpy()
+        order = np.argsort(-popular, kind="stable")
+        ingredients = Ingredients(
+            stack,
+            np.array(recipe.weights[:-1], np.float64),
+            fresh,
+            popular,
+            order[(popular > 0)[order]],
+            np.ascontiguousarray(available),
+        )
+        V = mapped_matrix(inputs.vectors)
+        norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
+        return cls(ingredients, chosen, V, norms, _gram(V, fresh / norms), half_life_days)
+
+    def best(self, mine: Histories, barred: ItemLists, retrieved: np.ndarray, m: int) -> Scored:
+        """The best m of each user's candidates under the fused score; none for users without any retrieved.
+
+        retrieved: (q, c) int64 candidates of the index, −1 padding at the end.
+        """
+        x = mine.relation_weights(len(self.norms), self.half_life_days, self.chosen.history_days)
+        profile = mine.profile_of_directions(self.norms)
+        raw = profile @ self.vectors
+        history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
+        made = blend(self.ingredients, history, x.data, (barred.indptr, barred.item_nums), retrieved, m)
+        known = np.asarray((retrieved >= 0).any(axis=1))
+        nums = np.where(known[:, None], np.concatenate([made.item_nums, retrieved], axis=1), -1)
+        scores = np.concatenate([made.scores, made.at], axis=1).astype(np.float64)
+        nums = _without_repeats(nums)
+        U = unit_rows(raw)
+        lengths = np.sqrt(np.maximum(np.einsum("ud,de,ue->u", U, self.gram, U, optimize=True), 0))
+        factor = np.where(lengths > TINY, self.vector_weight / np.maximum(lengths, TINY), 0.0)
+        user, at = np.nonzero(nums >= 0)
+        if self.vector_weight and len(user):
+            item = nums[user, at]
+            products = score_pairs(U, self.vectors, user, item).astype(np.float64)
+            scores[user, at] += factor[user] * products * self._per_norm(item)
+        best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, m)
+        long = np.linalg.norm(raw, axis=1)
+        return Scored(x, profile, made.factors, factor / np.maximum(long, TINY), best)
+
+    def reasons(self, scored: Scored, lists: np.ndarray, n: int) -> Reasons:
+        """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it."""
+        x, profile = scored.x, scored.profile
+        V = np.asarray(self.vectors)
+
+        def terms(user: int, ranked: np.ndarray) -> np.ndarray:
+            part = slice(x.indptr[user], x.indptr[user + 1])
+            items = x.indices[part].astype(np.int64)
+            found = relation_terms(self.ingredients, items, x.data[part], scored.factors[user], ranked)
+            if scored.vector_factor[user]:
+                scale = scored.vector_factor[user] * self._per_norm(ranked)
+                found += vector_terms(V, items, profile.data[part], ranked) * scale
+            return found
+
+        return split((x.indptr.astype(np.int64), x.indices.astype(np.int64)), lists, n, terms)
+
+    def _per_norm(self, items: np.ndarray) -> np.ndarray:
+        """What turns an inner product with an item's vector into one with direction · g, float64."""
+        return np.asarray(self.ingredients.fresh[items] / self.norms[items].astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A block of users scored. x, profile: (q, n_items) CSR of one pattern, what relations and vectors start
+    from; factors: (q, R) float64; vector_factor: (q,) float64 for the profile's unnormalised sum; best: the
+    candidates."""
+
+    x: sparse.csr_matrix
+    profile: sparse.csr_matrix
+    factors: np.ndarray
+    vector_factor: np.ndarray
+    best: TopK
+
+
+def _gram(V: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    total = np.zeros((V.shape[1], V.shape[1]))
+    for rows in blocks(len(V)):
+        part = V[rows] * scale[rows, None].astype(np.float32)
+        total += (part.T @ part).astype(np.float64)
+    return total
+
+
+def _without_repeats(nums: np.ndarray) -> np.ndarray:
+    """Rows (q, m) with every item once: where it stands a second time it becomes −1."""
+    order = np.argsort(nums, axis=1, kind="stable")
+    ordered = np.take_along_axis(nums, order, axis=1)
+    again = np.zeros(nums.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return np.where(again, -1, nums)

@@ -1,0 +1,114 @@
+"""Interactions and relations -> how much each source of a score counts, fitted on the newest likes.
+
+Relations are learnt once more from what was known before the window that is held back; the text relation
+does not depend on the log and is read. In one actor, like learn_taste.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from nightjar.config import FitBlend, LearnTaste, Resources
+from nightjar.engines import actors
+from nightjar.kernels import fitting, relations
+from nightjar.kernels.likes import Likes, truth_window
+from nightjar.matrix import mapped_matrix, mapped_stack
+from nightjar.stage import Metrics, Night
+from nightjar.stages.recipe import blend_rows, named, signal_rows, start
+from nightjar.stages.taste_log import learning, read_likes, smoothed, text_space
+from nightjar.store import Attempt, Committed, FileEntry
+from nightjar.tables import BLEND, INTERACTIONS, ITEM_EMBEDDINGS, ITEM_SIGNALS, NEIGHBOURS
+
+
+def fit_blend(night: Night, params: FitBlend, resources: Resources) -> Metrics:
+    """Writes the recipe, and what it makes of each item's recent popularity and freshness."""
+    work = FitWork(
+        night.read(ITEM_EMBEDDINGS),
+        night.read(INTERACTIONS),
+        night.read(NEIGHBOURS),
+        night.write(BLEND),
+        night.write(ITEM_SIGNALS),
+        params,
+        night.config.learn_taste,
+        night.config.weigh_events.half_life_days,
+        night.config.retrieve.exclude_seen,
+        night.end,
+    )
+    actors.connect(night.config.ray)
+    pool: actors.Pool[Fitted] = actors.Pool(work, resources, 1)
+    ((_, fitted),) = pool.map([0])
+    night.wrote(BLEND, [fitted.blend])
+    night.wrote(ITEM_SIGNALS, [fitted.signals])
+    return fitted.metrics
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the actor reports."""
+
+    blend: FileEntry
+    signals: FileEntry
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class FitWork:
+    """What travels to the actor; the whole log is its one part."""
+
+    embeddings: Committed
+    interactions: Committed
+    neighbours: Committed
+    blend: Attempt
+    signals: Attempt
+    params: FitBlend
+    taste: LearnTaste
+    half_life_days: float
+    exclude_seen: bool
+    end: datetime
+
+    def __call__(self) -> FitWork.Part:
+        return self.Part(self)
+
+    @dataclass(frozen=True)
+    class Part:
+        work: FitWork
+
+        def __call__(self, part: int) -> Fitted:
+            del part
+            work = self.work
+            V = text_space(mapped_matrix(work.embeddings), work.taste)
+            likes = read_likes(work.interactions, len(V), work.half_life_days, work.end)
+            stack = mapped_stack(work.neighbours)
+            chosen = start(work.params, stack.names)
+            metrics: Metrics = {"users": 0, "window_days": 0.0}
+            if work.params.fit:
+                chosen, metrics = self._fit(likes, V, stack, chosen)
+            blend = work.blend.write_part(0, [blend_rows(chosen, stack.names)])
+            return Fitted(
+                blend,
+                work.signals.write_part(0, [signal_rows(likes, chosen)]),
+                metrics | named(chosen, stack.names),
+            )
+
+        def _fit(
+            self, likes: Likes, V: np.ndarray, stack: relations.Stack, chosen: fitting.Chosen
+        ) -> tuple[fitting.Chosen, Metrics]:
+            work, params = self.work, self.work.params
+            how = fitting.Fit(params.users, params.doubt, params.pool_depth, work.exclude_seen, params.seed)
+            window = truth_window(likes, params.users, params.max_share)
+            held = fitting.hold_back(likes, window, how)
+            metrics: Metrics = {"users": len(held.users), "window_days": round(window, 3)}
+            if len(held.users) < params.min_users:
+                return chosen, metrics
+            bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
+            found = relations.from_behaviour(held.known.matrix(), bent, learning(work.taste))
+            found["text"] = stack.matrices()["text"]
+            # What one of the two logs is too large for has no weight to fit, and keeps the one it has.
+            nothing = found["text"][:0]
+            nothing.resize(found["text"].shape)
+            ordered = {name: found.get(name, nothing) for name in stack.names}
+            profile = fitting.profiles(held.known, held.users, bent, work.half_life_days)
+            return fitting.fit(held, ordered, profile, chosen, how), metrics

@@ -1,0 +1,126 @@
+"""The compiled blend against the dense definition of the score, user by user."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from nightjar.engines.blend import Blended, Ingredients, blend, relation_terms
+from nightjar.kernels import fusion
+from nightjar.kernels.relations import stacked
+
+N_ITEMS, N_USERS = 30, 12
+
+
+def relation(rng: np.random.Generator, density: float) -> sparse.csr_matrix:
+    found = sparse.random(N_ITEMS, N_ITEMS, density, "csr", np.float32, rng)
+    found.data = (rng.integers(-2, 9, found.nnz) / 4).astype(np.float32)  # ties, and what speaks against
+    found.eliminate_zeros()
+    found.sort_indices()
+    return found
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.relations = {
+            "text": relation(rng, 0.2),
+            "ease": relation(rng, 0.1),
+            "co_occurrence": relation(rng, 0.3),
+        }
+        self.x = sparse.random(N_USERS, N_ITEMS, 0.15, "csr", np.float32, rng)
+        self.x.data = (rng.integers(-2, 6, self.x.nnz) / 2).astype(np.float32)
+        self.x.sort_indices()
+        self.barred = sparse.random(N_USERS, N_ITEMS, 0.3, "csr", np.float32, rng)
+        self.barred.sort_indices()
+        self.available = rng.random(N_ITEMS) < 0.8
+        self.fresh = 2.0 ** rng.integers(-2, 3, N_ITEMS)
+        self.popularity = np.maximum(rng.integers(-3, 4, N_ITEMS), 0).astype(np.float64)
+        self.recipe = fusion.Recipe((1.0, 0.0, 0.5), 0.3, 1.0)
+        self.asked = rng.permuted(np.tile(np.arange(N_ITEMS), (N_USERS, 1)), axis=1)[:, :9]
+        self.asked[:, -1] = -1
+
+    def dense(self) -> np.ndarray:
+        sources = fusion.Sources(
+            tuple((self.x @ one).tocsr() for one in self.relations.values()), self.popularity, self.fresh
+        )
+        return fusion.scores(sources, self.recipe)
+
+    def ingredients(self) -> Ingredients:
+        length = max(float(np.linalg.norm(self.popularity)), 1e-12)
+        popular = self.recipe.popularity * self.popularity / length
+        order = np.argsort(-popular, kind="stable")
+        return Ingredients(
+            stacked(self.relations),
+            np.array(self.recipe.weights),
+            self.fresh**self.recipe.exponent,
+            popular,
+            order[(popular > 0)[order]],
+            self.available,
+        )
+
+    def blended(self, m: int) -> Blended:
+        barred = self.barred.indptr, self.barred.indices
+        return blend(self.ingredients(), (self.x.indptr, self.x.indices), self.x.data, barred, self.asked, m)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40))
+def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
+    world = World(seed)
+    found, dense = world.blended(m), world.dense()
+    reached = (
+        np.abs(world.x) @ sum(np.abs(one) for name, one in world.relations.items() if name != "ease")
+    ) != 0
+    reached = reached.toarray() | (world.ingredients().popular > 0)
+    allowed = reached & world.available & (world.barred.toarray() == 0)
+    for user in range(N_USERS):
+        items = found.item_nums[user][found.item_nums[user] >= 0]
+        assert allowed[user, items].all()
+        assert len(set(items)) == len(items)
+        best = np.sort(dense[user, allowed[user]])[::-1][: len(items)]
+        assert found.scores[user, : len(items)] == pytest.approx(best, abs=1e-6)
+        assert found.scores[user, : len(items)] == pytest.approx(dense[user, items], abs=1e-6)
+        assert len(items) >= min(m, int((allowed[user] & (dense[user] > 0)).sum()))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_items_asked_for_have_their_dense_score(seed: int) -> None:
+    world = World(seed)
+    found, dense = world.blended(3), world.dense()
+    asked = world.asked[:, :-1]
+    assert found.at[:, :-1] == pytest.approx(np.take_along_axis(dense, asked, axis=1), abs=1e-6)
+    assert np.isneginf(found.at[:, -1]).all()
+
+
+def test_a_user_alone_has_the_same_bytes() -> None:
+    world = World(3)
+    whole = world.blended(10)
+    for user in range(N_USERS):
+        x, barred = world.x[user], world.barred[user]
+        alone = blend(
+            world.ingredients(),
+            (x.indptr, x.indices),
+            x.data,
+            (barred.indptr, barred.indices),
+            world.asked[user : user + 1],
+            10,
+        )
+        for part, expected in zip(vars(alone).values(), vars(whole).values(), strict=True):
+            assert part.tobytes() == expected[user : user + 1].tobytes()
+
+
+def test_terms_add_up_to_the_score_without_popularity() -> None:
+    world = World(7)
+    found, dense = world.blended(5), world.dense() - world.ingredients().popular
+    for user in range(N_USERS):
+        row = world.x[user]
+        wanted = np.arange(N_ITEMS)
+        terms = relation_terms(
+            world.ingredients(), row.indices.astype(np.int64), row.data, found.factors[user], wanted
+        )
+        assert terms.sum(axis=0) == pytest.approx(dense[user], abs=1e-9)
