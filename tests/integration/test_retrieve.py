@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nightjar.errors import InputError
+from nightjar.errors import ConfigError, ContractError, InputError
 from nightjar.kernels.taste import unit_rows
 from nightjar.stages.limits import read_limits
 from nightjar.tables import CANDIDATES
@@ -231,3 +232,63 @@ def test_a_list_that_cannot_be_read_is_one_sentence(
     source = {"path": str(path), "format": "csv", "delimiter": ";", "columns": columns}
     with pytest.raises(InputError, match=message):
         searched(tmp_path / "root", made(), retrieve={"k_prime": K, "deny": [source]})
+
+
+@pytest.mark.parametrize("factory", ["auto", "Flat"])
+def test_three_items_and_one_without_a_vector_in_nine_shards(tmp_path: Path, factory: str) -> None:
+    """Fewer items than k and than shards; a user who has seen them all; nobody is padded or dropped."""
+    rng = np.random.default_rng(0)
+    items = unit_rows(rng.standard_normal((4, 5)).astype(np.float32))
+    items[2] = 0
+    users = -unit_rows(
+        items[[0, 1, 3]].sum(axis=0, keepdims=True) + rng.standard_normal((3, 5)).astype(np.float32)
+    )
+    vectors = Vectors(items, users, [[], [0, 1, 2, 3], [3]], np.ones(4, bool), [None] * 3)
+    night, results = searched(
+        tmp_path, vectors, build_index={"shards": 9, "factory": factory}, retrieve={"k_prime": K}
+    )
+    check(vectors, lists_of(night), [{0, 1, 3}] * 3)
+    index, found = results["build_index"].metrics, results["retrieve"].metrics
+    assert (index["items"], index["items_without_vector"]) == (3, 1)
+    assert (found["users"], found["short"], found["index_recall"]) == (3, 3, 1)
+
+
+def test_no_items_and_no_users_are_a_night_too(tmp_path: Path) -> None:
+    empty, one = np.empty((0, 5), np.float32), np.eye(5, dtype=np.float32)[:1]
+    for at, (items, users) in enumerate(((empty, one), (one, empty), (0 * one, one))):
+        vectors = Vectors(items, users, [[]] * len(users), np.ones(len(items), bool), [None] * len(users))
+        night, results = searched(tmp_path / str(at), vectors)
+        assert list(lists_of(night).values()) == [[]] * len(users)
+        assert results["retrieve"].metrics["short"] == len(users)
+
+
+def test_five_thousand_seen_items_leave_k_whatever_the_index(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    items = unit_rows(rng.standard_normal((6000, 16)).astype(np.float32))
+    users = unit_rows(rng.standard_normal((3, 16)).astype(np.float32))
+    best_first = np.argsort(-(items @ users[0])).tolist()
+    seen = [best_first[:5000], best_first[:5950], []]
+    vectors = Vectors(items, users, seen, np.ones(6000, bool), [None] * 3)
+    for factory in ("auto", "IVF16,Flat"):
+        night, results = searched(
+            tmp_path / factory,
+            vectors,
+            build_index={"factory": factory},
+            retrieve={"k_prime": K, "nprobe": 16},
+        )
+        check(vectors, lists_of(night), [set(range(6000))] * 3)
+        recall = results["retrieve"].metrics["index_recall_by_activity"]
+        assert recall["100+"] == {"users": 2, "before_filters": 1.0, "after_filters": 1.0}
+
+
+def test_vectors_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+    vectors = made()
+    other = replace(vectors, users=unit_rows(vectors.users[:, :9]))
+    with pytest.raises(ContractError, match=r"queries: expected \(n, 24\) vectors, got shape \(20, 9\)"):
+        searched(tmp_path / "dim", other)
+    bad = vectors.items.copy()
+    bad[7] = np.nan
+    with pytest.raises(ContractError, match="not finite"):
+        searched(tmp_path / "nan", replace(vectors, items=bad))
+    with pytest.raises(ConfigError, match="does not know the index factory 'Flatt'"):
+        searched(tmp_path / "factory", vectors, build_index={"factory": "Flatt"})

@@ -11,6 +11,7 @@ from nightjar.kernels.topk import (
     ItemLists,
     fixed_order_dot,
     is_listed,
+    item_norms,
     merge_topk,
     rescore,
     rounding_margin,
@@ -158,6 +159,16 @@ def test_a_bad_vector_is_named_by_row_and_reason(value: float, reason: str) -> N
     vectors[4] = value
     with pytest.raises(ContractError, match=f"users: row 4 is {reason}"):
         vector_norms(vectors, "users")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, 1e-30])
+def test_an_item_may_be_zero_but_nothing_worse(value: float) -> None:
+    items = np.ones((6, 4), dtype=np.float32)
+    items[2] = 0
+    assert item_norms(items, "items")[[1, 2]] == pytest.approx([2, 0], rel=1e-3)
+    items[4] = value
+    with pytest.raises(ContractError, match="items: row 4 is"):
+        item_norms(items, "items")
 
 
 def test_tiny_and_huge_vectors_within_range_pass() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from nightjar.engines.search import EXACT, LISTS, Searcher
 from nightjar.kernels.sweep import sweep_topk
-from nightjar.kernels.topk import F32, Filters, TopK, index_recall
+from nightjar.kernels.topk import F32, Filters, TopK, index_recall, item_norms
 
 BULK_BYTES = 64  # of an item in a bulk shard, beside a byte a dimension: terms, norm, number, share of lists
 FAISS_BYTES = 16  # of an item in an inverted list, beside its code: its number, twice
@@ -65,13 +65,17 @@ def plan(n_items: int, n_dims: int, n_shards: int, limits: Limits) -> tuple[str,
     return EXACT, f"no index of {n_items} items fits into {limits.memory_bytes} bytes; exact search streams"
 
 
-def made_up_users(matrix: F32, seed: int) -> F32:
-    """N_USERS unit vectors (q, d) float32: means of item directions that lie near a few random items."""
+def made_up_users(items: F32, seed: int) -> F32:
+    """N_USERS unit vectors (q, d) float32: means of item directions that lie near a few random items.
+
+    items (n, d) float32, not all zero.
+    """
     rng = np.random.default_rng(seed)
-    sample = matrix[np.sort(rng.choice(len(matrix), min(len(matrix), SAMPLE), replace=False))]
+    known = np.flatnonzero(item_norms(items, "items") > 0)
+    sample = items[np.sort(rng.choice(known, min(len(known), SAMPLE), replace=False))]
     sample = sample / np.linalg.norm(sample, axis=1, keepdims=True)
     near = min(NEIGHBOURS, len(sample))
-    users = np.empty((N_USERS, matrix.shape[1]), np.float32)
+    users = np.empty((N_USERS, items.shape[1]), np.float32)
     for user in range(N_USERS):
         topics = sample[rng.choice(len(sample), rng.integers(1, TOPICS + 1))]
         liked = np.argpartition(-(topics @ sample.T), near - 1, axis=1)[:, :near]
@@ -83,11 +87,12 @@ def made_up_users(matrix: F32, seed: int) -> F32:
 
 def trials(searcher: Searcher, items: slice, seed: int) -> list[Trial]:
     """Exact search and then every setting of the factory, on one shard that holds these items."""
-    users = made_up_users(searcher.matrix, seed)
+    mine = searcher.matrix[items]
+    users = made_up_users(mine, seed)
     if searcher.factory == EXACT:
         searcher.search(users[:2], K)  # compiles
         return [Trial({}, 1.0, _timed(searcher, users)[1])]
-    truth = sweep_topk(users, searcher.matrix[items], K, Filters())
+    truth = sweep_topk(users, mine, K, Filters(eligible=item_norms(mine, "items") > 0))
     found = []
     for settings in settings_of(searcher.factory, items.stop - items.start):
         result, micros = _timed(searcher.tuned(settings), users)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nightjar.engines import bulk, index
 from nightjar.engines.shards import Effort, ShardFacts
-from nightjar.kernels.topk import F32, I64, Filters, TopK
+from nightjar.kernels.topk import F32, I64, Filters, Mask, TopK
 
 __all__ = ["EXACT", "LISTS", "METRIC", "Searcher", "ShardFacts", "build_shard", "is_bulk", "open_shard"]
 
@@ -52,6 +54,13 @@ class Searcher:
     shards: Sequence[AnyShard]
     matrix: F32
     effort: Effort
+
+    def held(self) -> Mask:
+        """Which items of the matrix some shard holds, (n,) bool; no other is ever found."""
+        held = np.zeros(len(self.matrix), np.bool_)
+        for shard in self.shards:
+            held[shard.item_nums] = True
+        return held
 
     def search(self, queries: F32, k: int, filters: Filters | None = None) -> TopK:
         """The best k allowed items of every user: see `engines.index.search_shards`."""

@@ -16,6 +16,7 @@ from nightjar.kernels.topk import (
     Filters,
     Mask,
     TopK,
+    item_norms,
     rounding_margin,
     score_pairs,
     select_topk,
@@ -31,7 +32,8 @@ def sweep_topk(queries: F32, matrix: F32, k: int, filters: Filters, floor: F32 |
 
     queries (q, d) float32; matrix (n, d) float32, row = item number, may be a memmap; floor (q,) float32 is a
     score that k allowed items of the user are known to reach (-inf: nothing is known), which saves work only.
-    Ties by item number ascending. ContractError on vectors that `vector_norms` refuses.
+    Ties by item number ascending. ContractError on users that `vector_norms` refuses and items that
+    `item_norms` does; an item without a vector scores 0 unless a filter leaves it out.
     """
     query_norms = vector_norms(queries, "queries", matrix.shape[1])
     filters = filters.checked(len(queries), len(matrix))
@@ -51,7 +53,7 @@ def _sweep_block(queries: F32, query_norms: F64, matrix: F32, k: int, known: tup
     best = TopK.nothing(len(queries), k)
     listed = _listed_by_item(filters)
     for start, tile in _tiles(matrix):
-        item_norm = float(vector_norms(tile, f"items from {start}").max())
+        item_norm = float(item_norms(tile, f"items from {start}").max())
         margin = rounding_margin(query_norms, item_norm, matrix.shape[1])
         proposed = queries @ tile.T
         _mask(proposed, start, filters, listed)

@@ -186,6 +186,22 @@ def vector_norms(vectors: NDArray[Any], what: str, n_dims: int | None = None) ->
     The norms are upper bounds (rounded up by 1e-4), as error margins need. ContractError names the first row
     that is NaN, infinite, zero or of a length outside MIN_NORM … MAX_NORM, or a wrong shape or type.
     """
+    norms = _norms(vectors, what, n_dims)
+    _refuse(vectors, np.flatnonzero(~((norms >= MIN_NORM) & (norms <= MAX_NORM))), what)
+    return norms * (1 + 1e-4)
+
+
+def item_norms(vectors: NDArray[Any], what: str) -> F64:
+    """As `vector_norms`, but a zero vector passes with norm 0: an item of which nothing is known.
+
+    Such an item stands in no shard, so no search returns it; it keeps its number and its place in the matrix.
+    """
+    norms = _norms(vectors, what, None)
+    _refuse(vectors, np.flatnonzero(~((norms >= MIN_NORM) & (norms <= MAX_NORM) | (norms == 0))), what)
+    return norms * (1 + 1e-4)
+
+
+def _norms(vectors: NDArray[Any], what: str, n_dims: int | None) -> F64:
     if vectors.ndim != 2 or vectors.shape[1] == 0 or (n_dims is not None and vectors.shape[1] != n_dims):
         raise ContractError(f"{what}: expected (n, {n_dims or 'd'}) vectors, got shape {vectors.shape}")
     if vectors.dtype != np.float32:
@@ -200,11 +216,13 @@ def vector_norms(vectors: NDArray[Any], what: str, n_dims: int | None = None) ->
         odd = np.flatnonzero(~((squares > 1e-30) & (squares < 1e36)))
         squares[odd] = np.sum(np.square(block[odd], dtype=np.float64), axis=1)
         norms[start : start + step] = np.sqrt(squares)
-    bad = np.flatnonzero(~((norms >= MIN_NORM) & (norms <= MAX_NORM)))
+    return norms
+
+
+def _refuse(vectors: NDArray[Any], bad: I64, what: str) -> None:
     if len(bad):
         reason = _what_is_wrong(vectors[bad[0]])
         raise ContractError(f"{what}: row {bad[0]} is {reason} ({len(bad)} bad rows in all)")
-    return norms * (1 + 1e-4)
 
 
 def _what_is_wrong(row: NDArray[Any]) -> str:

@@ -15,6 +15,7 @@ from nightjar.engines import actors
 from nightjar.engines.choose import Limits, Trial, plan, settled, trials
 from nightjar.engines.search import METRIC, Searcher, ShardFacts, build_shard, is_bulk, open_shard
 from nightjar.engines.shards import Effort
+from nightjar.kernels.topk import item_norms
 from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night
 from nightjar.store import Attempt, Committed, FileEntry
@@ -25,6 +26,8 @@ AUTO = "auto"
 
 def build_index(night: Night, params: BuildIndex, resources: Resources) -> Metrics:
     """Cuts the items into `shards` runs of item numbers that tile them, and indexes each.
+
+    An item whose vector is zero stands in none: nothing is known that would make it anybody's.
 
     Metrics name the factory; where it was chosen (`auto`) also why, what was tried, and the effort to search
     it with.
@@ -56,8 +59,14 @@ def build_index(night: Night, params: BuildIndex, resources: Resources) -> Metri
         chosen = settled(factory, why, tried, params.recall_target)
     rows = _rows(built, chosen["factory"])
     night.wrote(INDEX_SHARDS, [*(one.entry for one in built), attempt.write_part(0, [rows])])
-    size = sum(one.facts.bytes for one in built)
-    return {"items": vectors.manifest.rows, "shards": params.shards, "bytes": size, **chosen}
+    held = sum(one.facts.n_vectors for one in built)
+    return {
+        "items": held,
+        "items_without_vector": vectors.manifest.rows - held,
+        "shards": params.shards,
+        "bytes": sum(one.facts.bytes for one in built),
+        **chosen,
+    }
 
 
 def _rows(built: list[Built], factory: str) -> pa.Table:
@@ -110,10 +119,11 @@ class ShardWork:
             scratch = work.attempt.dataset.store.scratch(work.attempt.folder)
             with tempfile.TemporaryDirectory(dir=scratch, prefix=".tmp-") as folder:
                 aside = Path(folder) / name
-                nums = np.arange(start, stop, dtype=np.int64)
-                facts = build_shard(V[start:stop], nums, aside, work.factory, work.seed)
+                nums = start + np.flatnonzero(item_norms(V[start:stop], f"items from {start}") > 0)
+                mine = V[start:stop] if len(nums) == stop - start else V[nums]
+                facts = build_shard(mine, nums, aside, work.factory, work.seed)
                 tried: list[Trial] = []
-                if work.trial is not None and stop > start:
+                if work.trial is not None and len(nums):
                     opened = open_shard(aside, facts.sha256, work.factory)
                     searcher = Searcher(work.factory, [opened], V, work.trial)
                     tried = trials(searcher, slice(start, stop), work.seed)

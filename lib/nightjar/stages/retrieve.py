@@ -140,6 +140,7 @@ class RetrievePart:
         self.available = np.zeros(len(self.V), bool)
         self.available[items["item_num"].to_numpy()] = items["available"].to_numpy()
         self.searcher = self._open(work.catalogue.shards)
+        self.available &= self.searcher.held()
 
     def _open(self, shards: Committed) -> Searcher:
         """The shards, searched as the configuration says or, where build_index chose, as it found enough."""

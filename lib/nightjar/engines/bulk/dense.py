@@ -19,6 +19,7 @@ from nightjar.kernels.topk import (
     I64,
     Filters,
     TopK,
+    item_norms,
     rescore,
     rounding_margin,
     select_topk,
@@ -51,7 +52,7 @@ def search_dense(
         raise ContractError(f"k is {k}; it must be at least 1")
     _check_device(device)
     query_norms = vector_norms(queries, "queries", matrix.shape[1])
-    item_norm = float(vector_norms(matrix, "items").max(initial=0.0))
+    item_norm = float(item_norms(matrix, "items").max(initial=0.0))
     filters = filters.checked(len(queries), len(matrix))
     result = TopK.nothing(len(queries), k)
     for start in range(0, len(queries), USERS):
