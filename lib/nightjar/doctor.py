@@ -16,6 +16,7 @@ from pathlib import Path
 from nightjar.config import NightConfig
 from nightjar.errors import NightjarError
 from nightjar.job import config_of
+from nightjar.pipeline import NIGHT
 from nightjar.store import Store
 
 MINIMUM = {
@@ -27,8 +28,17 @@ MINIMUM = {
     "pyarrow": "18",
     "numpy": "2",
     "pandas": "2.2",
+    "numba": "0.61",
 }
 BELOW = {"pyspark": "4.4", "pandas": "3"}
+ON_RAY = tuple(stage.name for stage in NIGHT if stage.engine == "ray")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
 MEMORY_NEEDED = 6 << 30
 """Bytes a night on one machine wants: Spark's driver 3 GiB, two encoder actors, the vectors."""
 
@@ -61,13 +71,14 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield _package(name)
     yield _workers()
     yield _memory()
-    yield _threads()
     yield _ray_auth()
     try:
         config = config_of(options)
     except NightjarError as error:
+        yield _threads(None)
         yield Finding("configuration", "not read", str(error))
         return
+    yield _threads(config)
     yield _root(config)
     yield _model(config)
 
@@ -131,17 +142,28 @@ def _memory() -> Finding:
     return Finding("memory", f"{total / (1 << 30):.1f} GiB", "" if total >= MEMORY_NEEDED else low)
 
 
-def _threads() -> Finding:
-    """FAISS, BLAS and torch take their threads from num_cpus; a global setting would override it."""
-    odd = [
-        name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name in os.environ
-    ]
-    found = ", ".join(f"{name}={os.environ[name]}" for name in odd) or "set by each actor from num_cpus"
-    too_many = any(
-        os.environ[name].isdigit() and int(os.environ[name]) > (os.cpu_count() or 1) for name in odd
-    )
+def _threads(config: NightConfig | None) -> Finding:
+    """How many threads FAISS, BLAS and torch will use, and what in the environment would overrule it.
+
+    Ray sets OMP_NUM_THREADS to an actor's num_cpus unless it is set already, Spark always to spark.task.cpus
+    (1 by default). `build_index` and `retrieve` set all libraries themselves; other stages go by it.
+    """
+    wanted = 1.0
+    found = "an actor uses num_cpus, a Spark worker spark.task.cpus"
+    if config is not None:
+        stages = {name: getattr(config, name).resources.num_cpus for name in ON_RAY}
+        found += " (" + ", ".join(f"{name} {max(1, int(cores))}" for name, cores in stages.items()) + ")"
+        wanted = max(1.0, min(stages.values()))
+    odd = [name for name in THREAD_VARIABLES if name in os.environ]
+    found = ", ".join([*(f"{name}={os.environ[name]}" for name in odd), found])
+    wide = [name for name in odd if os.environ[name].isdigit() and int(os.environ[name]) > wanted]
+    if not wide:
+        return Finding("threads", found)
+    has = f"{wanted:g} {'core' if wanted == 1 else 'cores'}"
     return Finding(
-        "threads", found, "unset them: more threads than cores slow every stage" if too_many else ""
+        "threads",
+        found,
+        f"unset {', '.join(wide)}: an actor with {has} would start that many threads; set num_cpus instead",
     )
 
 

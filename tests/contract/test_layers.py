@@ -29,6 +29,7 @@ ADAPTERS = {
     "blend": {"numba"},
     "search": SEARCH,
     "choose": SEARCH,
+    "threads": {"torch"},
     "encoder": ENCODER,
 }
 """What each file or folder of engines/ may load; one that is not named here: nothing."""

@@ -153,16 +153,42 @@ def test_a_machine_too_small(patient: Patient, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "wrong"),
-    [("OMP_NUM_THREADS", "9999", True), ("MKL_NUM_THREADS", "1", False), ("OMP_NUM_THREADS", "x", False)],
+    ("name", "value", "cores", "wrong"),
+    [
+        ("OMP_NUM_THREADS", "2", 1, True),  # two actors on two cores would run four threads
+        ("OMP_NUM_THREADS", "2", 2, False),
+        ("OPENBLAS_NUM_THREADS", "9999", 4, True),
+        ("MKL_NUM_THREADS", "1", 1, False),
+        ("OMP_NUM_THREADS", "x", 1, False),
+        ("OMP_NUM_THREADS", "1", 0.5, False),
+    ],
 )
-def test_threads(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch, name: str, value: str, wrong: bool
+def test_threads_wider_than_an_actor_are_named(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, name: str, value: str, cores: float, wrong: bool
 ) -> None:
+    sections = {stage: {"resources": {"num_cpus": cores}} for stage in doctor_module.ON_RAY}
+    patient.config(patient.folder / "store", **sections)
     monkeypatch.setenv(name, value)
     code, said = patient.examine()
     assert (code == 1) == wrong
     assert f"{name}={value}" in said["threads"][0]
+    assert f"retrieve {max(1, int(cores))}" in said["threads"][0]
+    assert (name in said["threads"][1]) == wrong
+
+
+def test_the_narrowest_actor_decides(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient.config(patient.folder / "store", retrieve={"resources": {"num_cpus": 8}})
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert "an actor with 1 core" in patient.examine()[1]["threads"][1]
+
+
+def test_threads_are_told_without_a_configuration_too(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (patient.folder / "night.yaml").write_text("root: [")
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    code, said = patient.examine()
+    assert code == 1 and "unset OMP_NUM_THREADS" in said["threads"][1]
 
 
 def test_a_python_of_workers_that_is_not_there(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from nightjar.engines import actors
 from nightjar.engines.choose import Limits, Trial, plan, settled, trials
 from nightjar.engines.search import METRIC, Searcher, ShardFacts, build_shard, is_bulk, open_shard
 from nightjar.engines.shards import Effort
+from nightjar.engines.threads import threads_of, use_threads
 from nightjar.kernels.topk import item_norms
 from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night
@@ -44,7 +45,8 @@ def build_index(night: Night, params: BuildIndex, resources: Resources) -> Metri
         params.shards,
         factory,
         params.seed,
-        Effort(threads=max(1, int(resources.num_cpus))) if why else None,
+        Effort(threads=threads_of(resources)),
+        bool(why),
     )
     pool: actors.Pool[Built] = actors.Pool(work, resources, actors.pool_size(resources, params.shards))
     found: dict[int, Built] = {}
@@ -95,7 +97,7 @@ class Built:
 class ShardWork:
     """What travels to an actor, and the work itself: builds the shard of a number.
 
-    trial: how to search a finished shard to see what it needs; None where that is not asked.
+    effort: how to search a finished shard; measure: whether to do so, to see what it needs.
     """
 
     vectors: Committed
@@ -103,7 +105,8 @@ class ShardWork:
     n_shards: int
     factory: str
     seed: int
-    trial: Effort | None
+    effort: Effort
+    measure: bool
 
     def __call__(self) -> ShardWork.Part:
         return self.Part(self)
@@ -114,6 +117,7 @@ class ShardWork:
 
         def __call__(self, shard: int) -> Built:
             work, V = self.work, mapped_matrix(self.work.vectors)
+            use_threads(work.effort.threads)
             start, stop = (len(V) * at // work.n_shards for at in (shard, shard + 1))
             name = f"shard-{shard:05d}.{'bulk' if is_bulk(work.factory) else 'faiss'}"
             scratch = work.attempt.dataset.store.scratch(work.attempt.folder)
@@ -123,8 +127,8 @@ class ShardWork:
                 mine = V[start:stop] if len(nums) == stop - start else V[nums]
                 facts = build_shard(mine, nums, aside, work.factory, work.seed)
                 tried: list[Trial] = []
-                if work.trial is not None and len(nums):
+                if work.measure and len(nums):
                     opened = open_shard(aside, facts.sha256, work.factory)
-                    searcher = Searcher(work.factory, [opened], V, work.trial)
+                    searcher = Searcher(work.factory, [opened], V, work.effort)
                     tried = trials(searcher, slice(start, stop), work.seed)
                 return Built(work.attempt.put_artefact(aside, name), facts, tried)

@@ -18,6 +18,7 @@ from nightjar.config import Resources, Retrieve
 from nightjar.engines import actors
 from nightjar.engines.search import Searcher, open_shard
 from nightjar.engines.shards import Effort
+from nightjar.engines.threads import threads_of, use_threads
 from nightjar.errors import GateError
 from nightjar.kernels.limits import Limits, best_among
 from nightjar.kernels.topk import Filters, ItemLists, TopK
@@ -82,7 +83,7 @@ def retrieve(night: Night, params: Retrieve, resources: Resources) -> Metrics:
 
 def _effort(params: Retrieve, resources: Resources) -> Effort:
     return Effort(
-        threads=max(1, int(resources.num_cpus)),
+        threads=threads_of(resources),
         nprobe=params.nprobe,
         ef_search=params.ef_search,
         k_factor=params.k_factor,
@@ -135,6 +136,7 @@ class RetrievePart:
 
     def __init__(self, work: RetrieveWork) -> None:
         self.work = work
+        use_threads(work.effort.threads)
         self.V = mapped_matrix(work.catalogue.vectors)
         items = work.catalogue.items.read(["item_num", "available"])
         self.available = np.zeros(len(self.V), bool)
