@@ -89,6 +89,15 @@ def test_permits_and_counts_agree_with_sets(seed: int) -> None:
     for user in range(12):
         assert set(candidates[user][permitted[user]].tolist()) == rules.open(user)
         assert counts[user] == len(rules.all_open(user))
+    served = []
+    barred = rules.limits.barred(lists_of(rules.seen))
+    for users, mask in rules.limits.by_group(rules.available):
+        for user in users.tolist():
+            mine = set(barred.item_nums[barred.indptr[user] : barred.indptr[user + 1]].tolist())
+            assert mine == rules.seen[user] | rules.denied[user]
+            assert set(np.flatnonzero(mask).tolist()) - mine == rules.all_open(user)
+            served.append(user)
+    assert sorted(served) == list(range(12))
     some = rules.rng.permutation(12)[:5]
     taken = rules.limits.take(some).permits(candidates[some], N_ITEMS)
     assert (taken == permitted[some]).all()

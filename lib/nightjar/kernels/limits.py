@@ -53,6 +53,17 @@ class Limits:
             kept = kept[np.isin(kept, other, assume_unique=True)]
         return kept[kept < n_items]
 
+    def barred(self, seen: ItemLists | None) -> ItemLists:
+        """What each user has seen or must not get, ascending in each row; allow lists are no part of it."""
+        return Filters(seen, self.denied).listed(len(self.group))
+
+    def by_group(self, available: Mask) -> Iterator[tuple[I64, Mask]]:
+        """The users of each group, and which items the group may get of those available, (n_items,) bool."""
+        for group in np.unique(self.group).tolist():
+            allowed = self.allowed(group, len(available))
+            mask = available if allowed is None else _within(allowed, available)
+            yield np.flatnonzero(self.group == group), mask
+
     def parts(self, seen: ItemLists | None, available: Mask) -> Iterator[tuple[I64, Filters, I64 | None]]:
         """All users in parts that one search can serve: positions (m,), filters, and few candidates or None.
 
@@ -103,32 +114,30 @@ class Limits:
 
     def n_open(self, seen: ItemLists | None, available: Mask) -> I64:
         """How many items each user may get, (q,) int64."""
-        found = np.zeros(len(self.group), np.int64)
-        listed = Filters(seen, self.denied).listed(len(self.group))
-        for group in np.unique(self.group).tolist():
-            allowed = self.allowed(group, len(available))
-            mask = available if allowed is None else _within(allowed, available)
+        found, barred = np.zeros(len(self.group), np.int64), self.barred(seen)
+        for users, mask in self.by_group(available):
             n_allowed = int(mask.sum())
-            for user in np.flatnonzero(self.group == group).tolist():
-                mine = listed.item_nums[listed.indptr[user] : listed.indptr[user + 1]]
+            for user in users.tolist():
+                mine = barred.item_nums[barred.indptr[user] : barred.indptr[user + 1]]
                 found[user] = n_allowed - int(mask[mine].sum())
         return found
 
     def for_fill(
         self, seen: ItemLists, orders: Sequence[Sequence[Fallback]], n_items: int
     ) -> tuple[ItemLists, list[Sequence[Fallback]]]:
-        """What `fallback.fill` takes: seen and denied items, and the orders cut to what is allowed.
+        """What `fallback.fill` takes: what is barred, and the orders cut to what is allowed.
 
         Users of one group who shared an order share the cut one.
         """
-        excluded = Filters(seen, self.denied).listed(len(self.group))
         cut: dict[tuple[int, int], Sequence[Fallback]] = {}
         for user, group in enumerate(self.group.tolist()):
             key = group, id(orders[user])
             if key not in cut:
                 allowed = self.allowed(group, n_items)
                 cut[key] = orders[user] if allowed is None else _cut(orders[user], allowed)
-        return excluded, [cut[group, id(orders[user])] for user, group in enumerate(self.group.tolist())]
+        return self.barred(seen), [
+            cut[group, id(orders[user])] for user, group in enumerate(self.group.tolist())
+        ]
 
 
 def _within(allowed: I64, available: Mask) -> Mask:
