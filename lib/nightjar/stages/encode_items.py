@@ -68,22 +68,17 @@ def encode_items(
     text, attempt = night.read(ITEM_TEXT), _attempt(night, params)
     spec = encoder_spec(params, resources)
     wanted = Wanted(model_fingerprint(spec), {**model_facts(spec), "storage": params.storage})
-    done = {part.part or 0: attempt.done(part.part or 0) for part in text.parts}
-    finished: Parts = {
-        number: (entry, part_metadata(written(attempt, [entry]), entry))
-        for number, entry in done.items()
-        if entry is not None
-    }
+    finished = _finished(text, attempt)
     bill = Bill(resumed_parts=len(finished), resumed=sum(entry.rows for entry, _ in finished.values()))
-    if todo := [number for number in done if number not in finished]:
+    todo = [part for part in range(len(text.parts)) if part not in finished]
+    if todo:
         earlier = find_reusable(night, wanted)
         keys, offsets = text_keys(text)
         plan = make_plan(keys, offsets, earlier.keys if earlier else keys[:0])
         say_what_changed(night, wanted, plan.n_new)
         actors.connect(night.config.ray)
         repeated = repeated_attempt(attempt, _digest(keys[plan.repeated_at]))
-        committed = earlier.committed if earlier else None
-        work = EncodeWork(text, attempt, repeated, spec, committed, load)
+        work = EncodeWork(text, attempt, repeated, spec, earlier.committed if earlier else None, load)
         finished |= Run(night, work, plan, quarantined_rows(keys, earlier), bill).parts(todo, resources)
         night.store.drop(repeated.folder)
     in_order = [finished[part] for part in sorted(finished)]
@@ -96,6 +91,16 @@ def encode_items(
         "quarantine": reasons,
         "model": wanted.fingerprint,
         "encoder": {**described, **wanted.facts},
+    }
+
+
+def _finished(text: Committed, attempt: Attempt) -> Parts:
+    """The parts that an earlier run of tonight wrote."""
+    found = {part: attempt.done(part) for part in range(len(text.parts))}
+    return {
+        part: (entry, part_metadata(written(attempt, [entry]), entry))
+        for part, entry in found.items()
+        if entry is not None
     }
 
 

@@ -129,6 +129,8 @@ class EncodeTexts:
         texts: list[str] = []
         hashes: list[str] = []
         for part, rows in where:
+            if not len(rows):
+                continue
             entry = self.work.text.parts[part]
             found = self.work.text.read_part(entry, ["text", "text_hash"]).take(pa.array(rows))
             texts += found.column("text").to_pylist()
