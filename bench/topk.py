@@ -1,11 +1,11 @@
 """Exact and approximate bulk retrieval against its peers and against a bare matrix product.
 
-    python -m bench.topk [--items 200000] [--users 8192] [--vectors titles.npy] [--quick] [--plot]
-    python -m bench.topk --growth 50000,100000,200000,400000
+    python -m bench.topk [--items 200000] [--users 8192] [--vectors titles.npy] [--quick] [--plot FILE]
 
 Seconds are CPU seconds of one thread. Every setting is run once to find its recall; then the exact lanes and
 the fastest setting of each family with IndexRecall@k ≥ 0.99 alternate, and the figures are medians. Building
-indexes is not counted. Lines go to bench/results/topk.jsonl.
+indexes is not counted. Lines go to bench/results/topk.jsonl. `bench.topk_growth` has time and memory against
+the numbers of items and users.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import argparse
 import json
 import os
 import statistics
-import time
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,17 @@ import faiss
 import numpy as np
 import torch
 
-from bench import machine
-from bench.topk_lanes import I64, Lane, Search, approximate_peers, bare_products, exact_peers, ours
+from bench import machine, topk_peers
+from bench.topk_lanes import (
+    I64,
+    Lane,
+    Search,
+    approximate_peers,
+    bare_products,
+    exact_peers,
+    faiss_graph,
+    ours,
+)
 from bench.topk_worlds import Vectors, expanded, made
 from nightjar.kernels.topk import Filters, ItemLists
 
@@ -41,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    if options.growth:
-        growth([int(n) for n in options.growth.split(",")], options)
-        return
     world = _world(options, options.items)
     lanes = _scout(world, options)
     chosen = _finalists(lanes)
@@ -54,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = _summary(lanes, world, options)
     _record(options, lanes, summary)
     if options.plot:
-        _plot(lanes, RESULTS / "topk.png")
-    print(_last_line(summary))
+        _plot(lanes, options, options.plot)
+    print(_last_line(summary), flush=True)
+    if options.no_spark:
+        return
+    # The JVM of the last lane would keep this process for seconds.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -70,9 +82,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lists", type=int, default=1024, help="lists of faiss's IVF indexes")
     parser.add_argument("--vectors", type=Path, help="a .npy of real vectors, cut or grown to --items")
     parser.add_argument("--no-graph", action="store_true", help="without HNSW, which takes minutes to build")
+    parser.add_argument("--no-spark", action="store_true", help="without Spark ALS")
     parser.add_argument("--quick", action="store_true", help="20,000 items, 1,024 users, one round")
-    parser.add_argument("--plot", action="store_true")
-    parser.add_argument("--growth", help="numbers of items, to fit time against them")
+    parser.add_argument("--plot", type=Path, help="recall against time, as an .svg or .png")
     options = parser.parse_args(argv)
     if options.quick:
         options.items, options.users, options.rounds, options.lists = 20_000, 1024, 1, 128
@@ -89,10 +101,16 @@ def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
     """Every lane, its recall known from one run."""
     mine, search = ours(world.matrix, options.k, options.users, [0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
     search(world.queries[:64])  # compiles
-    lanes = [*bare_products(world.matrix), *exact_peers(world.matrix, options.k), *mine]
-    lanes += approximate_peers(world.matrix, options.k, options.users, options.lists, not options.no_graph)
     truth = search(world.queries)
-    for lane in lanes:
+    lanes = []
+    for lane in [
+        *bare_products(world.matrix),
+        *exact_peers(world.matrix, options.k),
+        *topk_peers.exact(world.matrix, options.k),
+        *mine,
+        *_approximate(world, options),
+    ]:
+        lanes.append(lane)
         found = _run(lane, world)
         if found is not None:
             lane.recall = _recall(found, truth)
@@ -102,6 +120,20 @@ def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
     for label, first in (("seen", world.own), ("seen, half of the user's topics", list(world.near[:, :500]))):
         filters = _seen(first, len(world.matrix))
         lanes.append(Lane("nightjar exact", f"{N_SEEN} {label}", _excluding(search, filters), options.users))
+    return lanes
+
+
+def _approximate(world: Vectors, options: argparse.Namespace) -> list[Lane]:
+    """Peers that need an index; Spark's ALS, which needs a cluster, is searched twice: its JVM warms up."""
+    lanes = approximate_peers(world.matrix, options.k, options.users, options.lists)
+    if not options.no_graph:
+        cores = os.cpu_count() or 1
+        lanes += faiss_graph(world.matrix, options.k, cores)
+        lanes += topk_peers.graphs(world.matrix, options.k, cores)
+    if not options.no_spark:
+        lane = topk_peers.spark_als(world.matrix, options.k, Path(tempfile.mkdtemp(prefix="bench-als-")))
+        lane.search(world.queries[: topk_peers.ALS_USERS])
+        lanes.append(lane)
     return lanes
 
 
@@ -124,9 +156,9 @@ def _seen(first: list[I64], n_items: int) -> Filters:
 
 def _run(lane: Lane, world: Vectors) -> I64 | None:
     queries = np.ascontiguousarray(world.queries[: lane.n_users])
-    start = time.process_time()
+    start = lane.clock()
     found = lane.search(queries)
-    lane.seconds.append((time.process_time() - start) / len(queries))
+    lane.seconds.append((lane.clock() - start) / len(queries))
     return None if found is None else np.asarray(found)
 
 
@@ -208,42 +240,32 @@ def _last_line(summary: dict[str, Any]) -> str:
     return "bench topk: " + " ".join(shown)
 
 
-def _plot(lanes: list[Lane], path: Path) -> None:
+def _plot(lanes: list[Lane], options: argparse.Namespace, path: Path) -> None:
     """Recall against time for every setting of every family."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "topk"
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 6))
+    base = min(_micros(lane) for lane in lanes if lane.family == "sgemm")
+    axes.axvline(base, color="grey", linewidth=0.8, linestyle="--")
+    axes.annotate("bare sgemm", (base, 0.905), rotation=90, fontsize=7, ha="right", color="grey")
     for family in sorted({lane.family for lane in lanes if not np.isnan(lane.recall)}):
         points = sorted(
             (_micros(lane), lane.recall) for lane in lanes if lane.family == family and lane.recall > 0
         )
-        axes.plot(*zip(*points, strict=True), marker="o", label=family)
-    axes.set(xscale="log", xlabel="CPU µs a user", ylabel="IndexRecall@k", ylim=(0.9, 1.003))
+        ours_ = family.startswith("nightjar")
+        style = {"marker": "s", "linewidth": 2.5} if ours_ else {"marker": "o", "linewidth": 1}
+        axes.plot(*zip(*points, strict=True), label=family, **style)
+    title = f"{options.items:,} items × {options.dims}, k = {options.k}, one thread"
+    axes.set(xscale="log", xlabel="CPU µs a user", ylabel=f"IndexRecall@{options.k}", title=title)
+    axes.set_ylim(0.9, 1.003)
     axes.axhline(GOOD, color="grey", linewidth=0.5)
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-
-
-def growth(sizes: list[int], options: argparse.Namespace) -> None:
-    """Exact search at several catalogue sizes, and what a line through them says of a large night."""
-    points = []
-    for n_items in sizes:
-        world = _world(options, n_items)
-        [lane], search = ours(world.matrix, options.k, options.users, [])
-        search(world.queries[:64])
-        for _ in range(options.rounds):
-            _run(lane, world)
-        points.append((n_items, _micros(lane)))
-        print(f"{n_items:>10,} items {_micros(lane):8.0f} µs/user", flush=True)
-    slope, fixed = np.polyfit(*zip(*points, strict=True), 1)
-    users, items, cores = 100e6, 10e6, 100 * 32
-    hours = users * (fixed + slope * items) * 1e-6 / cores / 3600
-    print(f"time a user = {fixed:.0f} µs + {1e6 * slope:.0f} µs per million items")
-    print(f"100M users × 10M items on 100 machines of 32 cores as fast as this one: {hours:.1f} hours")
-    _append({"bench": "topk-growth", "points": points, "fit": [fixed, slope], "machine": machine.facts()})
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ TILE = 8192
 class Lane:
     """One contestant: its family, its setting, how it searches, on how many users, and what was measured.
 
-    search returns item numbers (q, k), or None where nothing is selected. seconds are CPU seconds a user.
+    search returns item numbers (q, k), or None where nothing is selected. seconds are CPU seconds a user, by
+    clock: this process' CPU time, or with that of a process it works through.
     """
 
     family: str
@@ -39,6 +41,7 @@ class Lane:
     n_users: int
     seconds: list[float] = field(default_factory=list)
     recall: float = float("nan")
+    clock: Callable[[], float] = time.process_time
 
     @property
     def name(self) -> str:
@@ -66,33 +69,13 @@ def bare_products(matrix: F32) -> list[Lane]:
 
 
 def exact_peers(matrix: F32, k: int) -> list[Lane]:
-    """faiss Flat, torch's product and topk, and implicit and USearch where they are installed."""
+    """faiss Flat, and torch's product and topk."""
     flat = faiss.IndexFlatIP(matrix.shape[1])
     flat.add(matrix)
-    lanes = [
+    return [
         Lane("faiss Flat", "", lambda queries: flat.search(queries, k)[1], 1024),
         Lane("torch mm + topk", "", lambda queries: _torch_topk(matrix, queries, k), 512),
     ]
-    try:
-        from implicit.cpu.topk import topk
-    except ImportError:
-        print("implicit is not installed: left out")
-    else:
-        lanes.append(Lane("implicit", "", lambda queries: topk(matrix, queries, k, num_threads=1)[0], 512))
-    try:
-        from usearch.index import search
-    except ImportError:
-        print("usearch is not installed: left out")
-    else:
-        lanes.append(
-            Lane(
-                "usearch",
-                "exact",
-                lambda queries: search(matrix, queries, k, "ip", exact=True, threads=1).keys.astype(np.int64),
-                32,
-            )
-        )
-    return lanes
 
 
 def _torch_topk(matrix: F32, queries: F32, k: int) -> I64:
@@ -125,15 +108,19 @@ def ours(matrix: F32, k: int, n_users: int, shares: list[float]) -> tuple[list[L
     return lanes, search
 
 
-def approximate_peers(matrix: F32, k: int, n_users: int, n_lists: int, graph: bool) -> list[Lane]:
-    """faiss for bulk search, over the settings that matter: lists probed, refinement, beam."""
-    lanes = _ivf_flat(matrix, k, n_users, n_lists)
-    lanes += _fast_scan(matrix, k, n_lists)
-    if not graph:
-        return lanes
+def approximate_peers(matrix: F32, k: int, n_users: int, n_lists: int) -> list[Lane]:
+    """faiss for bulk search, over the settings that matter: lists probed, refinement."""
+    return [*_ivf_flat(matrix, k, n_users, n_lists), *_fast_scan(matrix, k, n_lists)]
+
+
+def faiss_graph(matrix: F32, k: int, threads: int) -> list[Lane]:
+    """faiss HNSW, built with `threads`, searched with one."""
+    lanes = []
     index = faiss.IndexHNSWFlat(matrix.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = 64
+    faiss.omp_set_num_threads(threads)
     index.add(matrix)
+    faiss.omp_set_num_threads(1)
     for beam in (256, 512, 1024):
 
         def search(queries: F32, beam: int = beam) -> I64:
