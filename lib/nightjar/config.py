@@ -276,6 +276,9 @@ class EncodeItems(Section):
         description="float32: lists that Spark, DuckDB and polars read; float16: bytes, half as many, that "
         "our own stages read",
     )
+    retry_quarantined: bool = Field(
+        False, description="texts that could not be encoded are tried again, although the model is the same"
+    )
     hourly_price: float | None = Field(
         None,
         ge=0,

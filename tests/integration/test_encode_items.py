@@ -204,6 +204,28 @@ def test_deadly_and_bad_texts_are_quarantined_and_the_rest_goes_on(tmp_path: Pat
     balance(metrics)
 
 
+def test_quarantined_texts_are_tried_again_when_told_to(tmp_path: Path) -> None:
+    bench, parts = Bench.at(tmp_path), (["a", "RAISE", "NAN"], ["b", "RAISE"])
+    bench.run(parts)
+    bench.forget()
+    told = bench.night(1, retry_quarantined=True)
+    healed = replace(bench, load=replace(bench.load, heals=True))
+    healed.load.once("raised")
+    metrics = healed.run(parts, told).metrics
+    assert bench.load.encoded() == Counter(["RAISE", "NAN"])
+    check(bench, parts, told, bad=["NAN"])
+    assert [text for _, text, _ in bench.quarantine(told)] == ["NAN"]
+    balance(metrics)
+
+    # A stand-in whose quarantine is gone could be anything's: nothing of that night is taken over.
+    for ds in (bench.night(), told):
+        (tmp_path / f"root/embeddings_quarantine/ds={ds.ds}/MANIFEST.json").unlink()
+    bench.forget()
+    healed.load.once("raised")
+    healed.run(parts, bench.night(2))
+    assert bench.load.encoded() == Counter(["a", "b", "RAISE", "NAN"])
+
+
 def shas(bench: Bench) -> list[str]:
     return [entry.sha256 for entry in bench.embeddings().parts]
 

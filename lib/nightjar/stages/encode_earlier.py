@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,12 @@ class Earlier:
     keys: np.ndarray
     bad: Mapping[bytes, str]
 
+    def without_bad(self) -> Earlier:
+        """As if the bad texts had not been there: a stand-in must not pass for their vector."""
+        keys = self.keys.copy()
+        keys[np.isin(keys, np.array(list(self.bad), KEY))] = b""
+        return replace(self, keys=keys, bad={})
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -48,12 +54,16 @@ class Wanted:
         return metrics.get("model") == self.fingerprint and not rounded
 
 
-def find_reusable(night: Night, wanted: Wanted) -> Earlier | None:
-    """The newest commit made by the same model, or None; another model's vectors never mix in."""
+def find_reusable(night: Night, wanted: Wanted, retry: bool = False) -> Earlier | None:
+    """The newest commit made by the same model, or None; another model's vectors never mix in.
+
+    retry: texts that it could not encode are new again.
+    """
     for store in (night.store, night.lender):
         for found in _commits(store) if store else ():
-            if wanted.met_by(found):
-                return Earlier(found, text_keys(found)[0], _known_bad(found))
+            if wanted.met_by(found) and (bad := _known_bad(found)) is not None:
+                earlier = Earlier(found, text_keys(found)[0], bad)
+                return earlier.without_bad() if retry else earlier
     return None
 
 
@@ -64,11 +74,12 @@ def _commits(store: Store) -> Iterator[Committed]:
             yield found
 
 
-def _known_bad(embeddings: Committed) -> dict[bytes, str]:
+def _known_bad(embeddings: Committed) -> dict[bytes, str] | None:
+    """Texts that got a stand-in: key -> reason; None where there are such and nothing says which."""
     dataset = Dataset(embeddings.dataset.store, EMBEDDINGS_QUARANTINE, embeddings.dataset.ds)
     committed = dataset.committed()
     if committed is None or committed.manifest.fingerprint != embeddings.manifest.fingerprint:
-        return {}
+        return None if embeddings.manifest.metrics.get("quarantine") else {}
     rows = committed.read(["payload", "reason"]).to_pylist()
     return {bytes.fromhex(json.loads(row["payload"])["text_hash"][:32]): row["reason"] for row in rows}
 

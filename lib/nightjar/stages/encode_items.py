@@ -3,8 +3,8 @@
 A part of item_text is the unit of work, of resuming and of retrying. A text that an earlier night encoded
 with the same model is taken over by its hash, and one that stands in several parts is encoded before them, so
 a night pays once for each text that is new. Reasons of the quarantine: kills_encoder, fails_in_encoder,
-bad_vector. Such an item keeps its row, with a vector that says nothing (`stand_in`), and is not tried again
-by the same model.
+bad_vector. Such an item keeps its row, with a vector that says nothing (`stand_in`), and the same model tries
+it again only when told to.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def encode_items(
     bill = Bill(resumed_parts=len(finished), resumed=sum(entry.rows for entry, _ in finished.values()))
     todo = [part for part in range(len(text.parts)) if part not in finished]
     if todo:
-        earlier = find_reusable(night, wanted)
+        earlier = find_reusable(night, wanted, retry=params.retry_quarantined)
         keys, offsets = text_keys(text)
         plan = make_plan(keys, offsets, earlier.keys if earlier else keys[:0])
         say_what_changed(night, wanted, plan.n_new)
