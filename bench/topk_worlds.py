@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+BLOCK = 65_536
 TOPIC_SIZE = 100  # items a topic; 2,000 topics at 200,000 items
 
 
@@ -42,8 +43,12 @@ def made(n_items: int, n_users: int, n_dims: int, seed: int = 7) -> Vectors:
     n_topics = max(1, n_items // TOPIC_SIZE)
     topic = rng.integers(0, n_topics, n_items)
     centres = rng.standard_normal((n_topics, n_dims), dtype=np.float32)
-    matrix = centres[topic] + np.float32(0.75) * rng.standard_normal((n_items, n_dims), dtype=np.float32)
-    return _with_users(unit((matrix * amplitude) @ rotation), topic, n_users, rng)
+    matrix = np.empty((n_items, n_dims), np.float32)
+    for start in range(0, n_items, BLOCK):
+        near = centres[topic[start : start + BLOCK]]
+        noise = rng.standard_normal(near.shape, dtype=np.float32)
+        matrix[start : start + BLOCK] = unit(((near + np.float32(0.75) * noise) * amplitude) @ rotation)
+    return _with_users(matrix, topic, n_users, rng)
 
 
 def expanded(vectors: F32, n_items: int, n_users: int, seed: int = 7) -> Vectors:

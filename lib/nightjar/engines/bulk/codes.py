@@ -79,7 +79,7 @@ def fit_rotation(vectors: F32, seed: int) -> Rotation:
 def encode(vectors: F32, rotation: Rotation, precise: bool) -> Codes:
     """Code vectors (n, d) float32; precise rotates in fp64 (items, once), else in fp32 (users)."""
     parts = [
-        _encode_block(np.asarray(vectors[start : start + ENCODE_BLOCK]), rotation, precise)
+        _encode_block(np.array(vectors[start : start + ENCODE_BLOCK]), rotation, precise)
         for start in range(0, len(vectors), ENCODE_BLOCK)
     ]
     if not parts:

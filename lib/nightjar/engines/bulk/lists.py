@@ -40,6 +40,6 @@ def assign(vectors: F32, centroids: F32) -> I64:
     columns = torch.from_numpy(centroids)
     half = (columns * columns).sum(dim=1) / 2
     for start in range(0, len(vectors), BLOCK):
-        block = torch.from_numpy(np.asarray(vectors[start : start + BLOCK]))
+        block = torch.from_numpy(np.array(vectors[start : start + BLOCK]))  # a copy: a map may be read-only
         nearest[start : start + BLOCK] = (block @ columns.T - half).argmax(dim=1).numpy()
     return nearest
