@@ -1,4 +1,4 @@
-"""Build the FAISS shards: item_vectors -> index_shards."""
+"""Build the index shards: item_vectors -> index_shards."""
 
 from nightjar.job import main
 from nightjar.pipeline import BUILD_INDEX
