@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,19 @@ from bench import quality_nightjar as nightjar
 from bench.quality_baselines import Scorer
 from bench.quality_cold import cold_table
 from bench.quality_data import Log, Split, embeddings, read_log, split
-from nightjar.kernels import signals, taste
+from nightjar.config import LearnTaste
+from nightjar.kernels import relations, taste
 from nightjar.kernels.metrics import accuracy
 from nightjar.kernels.statistics import bootstrap_mean, paired_difference, paired_ratio
 from nightjar.kernels.topk import select_topk
+from nightjar.stages.recipe import named
+from nightjar.stages.taste_log import learning
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 BLOCK_USERS = 256
 K = 20
+TEST_FROM = 0.9
+"""Quantile of time at which the test window begins; single methods are tuned on the tenth before it."""
 RESAMPLES = 1000
 F64 = NDArray[np.float64]
 
@@ -56,12 +61,16 @@ class Trial:
 
 
 def measure(held: Split, score: Scorer, history_days: float | None) -> Measured:
-    """Ranks every item that may be recommended for every user of a split."""
+    """Ranks every item that may be recommended for every user of a split by a single method."""
+    return lists_of(held, lambda users: score(nightjar.history(held, users, history_days)))
+
+
+def lists_of(held: Split, scores: Callable[[NDArray[np.int64]], NDArray[np.floating]]) -> Measured:
+    """The best K of dense scores (users, n_items), held against what the users of a split chose next."""
     lists = np.full((len(held.users), K), -1, np.int64)
     for start in range(0, len(held.users), BLOCK_USERS):
         users = held.users[start : start + BLOCK_USERS]
-        x = nightjar.history(held, users, history_days)
-        found = np.asarray(score(x), np.float32)
+        found = np.asarray(scores(users), np.float32)
         found[nightjar.barred(held, users).toarray() != 0] = -np.inf
         lists[start : start + BLOCK_USERS] = ranked(found)
     truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
@@ -151,7 +160,7 @@ def run(name: str, folder: Path | None, only: Sequence[str]) -> dict[str, Any]:
     log = read_log(name, folder)
     E = embeddings(log)
     V = taste.whiten(E, taste.fit_whitening(E, 1.0, 0.05))
-    validation, test = split(log, 0.8, 0.9, 2000), split(log, 0.9, 1.0, 5000)
+    validation, test = split(log, 0.8, TEST_FROM, 2000), split(log, TEST_FROM, 1.0, 5000)
     print(
         f"{log.name}: {len(log.time)} events, {log.n_users} users, {log.n_items} items; "
         f"{len(validation.users)} validation users, {len(test.users)} test users",
@@ -162,21 +171,17 @@ def run(name: str, folder: Path | None, only: Sequence[str]) -> dict[str, Any]:
         if not only or method in only:
             rows[method] = tuned(trials, validation, test)
             report(method, *rows[method])
-    ours, chosen = default_lists(log, V, validation, test)
+    ours, chosen = default_lists(log, V, test)
     report("Nightjar", chosen, ours)
     best = max(rows, key=lambda method: rows[method][1].ndcg.mean())
-    return summary(log, rows, ours, chosen, best) | cold_table(log, V, chosen)
+    return summary(log, rows, ours, chosen, best) | cold_table(log, V)
 
 
-def default_lists(
-    log: Log, V: NDArray[np.float32], validation: Split, test: Split
-) -> tuple[Measured, dict[str, Any]]:
-    text = signals.text_neighbours(V, 200, 2.0)
-    ease = log.n_items <= nightjar.EASE_ITEMS
-    S = nightjar.relations(validation, V, text, ease)
-    chosen = nightjar.fitted(validation, S)
-    S = nightjar.relations(test, V, text, ease)
-    return measure(test, nightjar.scorer(test, S, chosen), chosen.history_days), asdict(chosen)
+def default_lists(log: Log, V: NDArray[np.float32], test: Split) -> tuple[Measured, dict[str, Any]]:
+    """Nightjar as it comes: fitted on the newest of what was known before the test window, by itself."""
+    text = relations.from_text(V, learning(LearnTaste()))
+    ours = nightjar.fitted(nightjar.likes_of(log, TEST_FROM), V, text)
+    return lists_of(test, ours.scores), named(ours.chosen, tuple(ours.relations))
 
 
 def report(method: str, params: dict[str, Any], found: Measured) -> None:

@@ -40,14 +40,14 @@ def night(
 ) -> Expected:
     """items: in item number order; embeddings: (n, d), a row an item; segments: of every known user."""
     num = {item["item_id"]: at for at, item in enumerate(items)}
-    weights, last, liked = weigh(config, [e for e in events if e["item_id"] in num])
+    weights, strengths, last, liked = weigh(config, [e for e in events if e["item_id"] in num])
     seen: dict[str, set[str]] = defaultdict(set)
     for user, item in weights:
         seen[user].add(item)
     directions = item_vectors(config, embeddings.astype(np.float64), weights, num)
     vectors = directions * norms(config, end, liked, weights, len(items), num)[:, None]
     popular = popularity(config, end, liked, weights, items, segments)
-    blend = Blend(config, end, embeddings.astype(np.float64), weights, last, liked, num)
+    blend = Blend(config, end, embeddings.astype(np.float64), weights, strengths, last, liked, num)
     users = sorted({e["user_id"] for e in events} | set(segments))
     lists, terms = {}, {}
     for user in users:
@@ -60,10 +60,13 @@ def night(
     return Expected(weights, vectors, lists, terms)
 
 
-def weigh(
-    config: NightConfig, events: Sequence[Mapping[str, Any]]
-) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], datetime], dict[tuple[str, str], datetime]]:
+Weights = dict[tuple[str, str], int]
+Times = dict[tuple[str, str], datetime]
+
+
+def weigh(config: NightConfig, events: Sequence[Mapping[str, Any]]) -> tuple[Weights, Weights, Times, Times]:
     weights: dict[tuple[str, str], int] = defaultdict(int)
+    strengths: dict[tuple[str, str], int] = defaultdict(int)
     last: dict[tuple[str, str], datetime] = {}
     liked: dict[tuple[str, str], datetime] = {}
     newest: dict[str, datetime] = {}
@@ -73,14 +76,16 @@ def weigh(
         scene = config.clean_events.scenes[event["scene"]]
         kind = scene.event_types[event["event_type"]]
         age = (newest[event["user_id"]] - event["event_time"]) / timedelta(days=1)
+        sign = -1 if kind.negative else 1
         amount = kind.weight * scene.weight * 2 ** (-age / config.weigh_events.half_life_days)
-        weight = max(round(amount * ONE), 1) * (-1 if kind.negative else 1)
+        weight = max(round(amount * ONE), 1) * sign
         key = event["user_id"], event["item_id"]
         weights[key] += weight
+        strengths[key] += round(kind.weight * scene.weight * ONE) * sign
         last[key] = max(last.get(key, datetime.min.replace(tzinfo=UTC)), event["event_time"])
         if weight > 0:
             liked[key] = max(liked.get(key, datetime.min.replace(tzinfo=UTC)), event["event_time"])
-    return dict(weights), last, liked
+    return dict(weights), dict(strengths), last, liked
 
 
 def item_vectors(
@@ -117,11 +122,12 @@ class Blend:
         end: datetime,
         E: np.ndarray,
         weights: Mapping[tuple[str, str], int],
+        strengths: Mapping[tuple[str, str], int],
         last: Mapping[tuple[str, str], datetime],
         liked: Mapping[tuple[str, str], datetime],
         num: Mapping[str, int],
     ) -> None:
-        self.config, self.weights, self.last, self.num = config, weights, last, num
+        self.config, self.strengths, self.last, self.num = config, strengths, last, num
         n, params, fit = len(num), config.learn_taste, config.fit_blend
         positive = {key: when for key, when in liked.items() if weights[key] > 0}
         users = sorted({user for user, _ in positive})
@@ -143,6 +149,12 @@ class Blend:
             "smoothed_text": cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power,
             "ease": np.zeros((n, n)),
         }
+        near = np.where(ever > 0, self.relations["text"], 0)
+        np.fill_diagonal(near, 0)
+        np.fill_diagonal(self.relations["co_occurrence"], 0)
+        for item in np.flatnonzero(ever == 0):
+            lent = self.relations["co_occurrence"] @ near[item] / max(near[item].sum(), 1e-9)
+            self.relations["co_occurrence"][:, item] = lent
         P = np.linalg.inv(X.T @ X + params.ease_ridge * np.eye(n))
         used = (ever > 0)[:, None] & (ever > 0)
         self.relations["ease"] = np.where(used, -P / np.diag(P), 0)
@@ -159,10 +171,10 @@ class Blend:
         newest = max((when for (who, _), when in self.last.items() if who == user), default=None)
         x, w = {}, {}
         for item in profile:
-            w[item] = self.weights[user, item] / ONE
             age = (newest - self.last[user, item]) / timedelta(days=1)
-            strength = abs(w[item]) * 2 ** (age / self.config.weigh_events.half_life_days)
-            x[item] = math.copysign(math.sqrt(strength), w[item]) * 2 ** (-age / fit.history_days)
+            strength, left = self.strengths[user, item] / ONE, 2 ** (-age / fit.history_days)
+            x[item] = math.copysign(math.sqrt(abs(strength)), strength) * left
+            w[item] = strength * left
         parts = {
             name: {item: x[item] * S[self.num[item]] for item in profile}
             for name, S in self.relations.items()

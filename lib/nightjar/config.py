@@ -252,7 +252,7 @@ class WeighEvents(Section):
     """Events -> weighted interactions, known users, popularity."""
 
     users: tuple[UserSource, ...] = ()
-    half_life_days: float = Field(60.0, gt=0)
+    half_life_days: float = Field(120.0, gt=0)
     history_cap: Positive = Field(200, description="most recent items of a user that shape the profile")
     popularity_half_life_days: float = Field(14.0, gt=0)
     popularity_items: Positive = Field(2000, description="most popular items kept for each segment")

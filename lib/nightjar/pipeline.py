@@ -67,7 +67,6 @@ LEARN_TASTE = Stage(
     "ray",
     reads=(ITEM_TEXT, ITEM_EMBEDDINGS, INTERACTIONS),
     writes=(ITEM_VECTORS, NEIGHBOURS),
-    also=("weigh_events",),  # the half-life in the weights, to undo it
     version=2,
 )
 FIT_BLEND = Stage(
@@ -75,7 +74,7 @@ FIT_BLEND = Stage(
     "ray",
     reads=(ITEM_EMBEDDINGS, INTERACTIONS, NEIGHBOURS),
     writes=(BLEND, ITEM_SIGNALS),
-    also=("learn_taste", "weigh_events", "retrieve"),  # how relations are learnt; whether seen items count
+    also=("learn_taste", "retrieve"),  # how relations are learnt; whether seen items count
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",
@@ -110,7 +109,7 @@ RANK = Stage(
         POPULARITY,
     ),
     writes=(RECOMMENDATIONS,),
-    also=("weigh_events", "retrieve"),  # the half-life in the weights; whether seen items are excluded
+    also=("retrieve",),  # whether seen items are excluded
     version=2,
 )
 PUBLISH = Stage(

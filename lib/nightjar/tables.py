@@ -373,6 +373,7 @@ INTERACTIONS = Table(
         ("user_id", TEXT),
         ("item_num", LONG),
         ("weight", LONG),  # fixed point, WEIGHT_ONE is 1.0; below 0 where negative events prevail
+        ("strength", LONG),  # the same sum before it fades: what a later half-life starts from
         ("n_events", INT),
         ("last_event_time", TIME),
         ("first_liked", TIME, True),  # null where no event spoke for the item

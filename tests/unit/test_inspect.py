@@ -36,7 +36,7 @@ def tonight(tmp_path: Path) -> Night:
         for user, segment in (("new [b]", None), ("u:0:", "north"))
     ]
     seen = [
-        {"user_id": "u:0:", "item_num": n, "weight": (n + 1) << 19, "n_events": n + 1,
+        {"user_id": "u:0:", "item_num": n, "weight": (n + 1) << 19, "strength": 1 << 20, "n_events": n + 1,
          "last_event_time": when - timedelta(days=n), "in_profile": True}
         for n in (0, 1)
     ]  # fmt: skip

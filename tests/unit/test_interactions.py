@@ -25,6 +25,7 @@ def _columns(rows: list[Row]) -> Columns:
         np.array([row[0] for row in rows], object),
         np.array([row[1] for row in rows], np.int64),
         np.array([row[2] for row in rows], np.float32),
+        np.array([row[2] for row in rows], np.float32),
         np.array([row[3] for row in rows], bool),
         np.arange(len(rows), dtype=np.int64),
     )

@@ -139,16 +139,25 @@ def test_borrowed_columns_are_the_mean_of_warm_neighbours() -> None:
         np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0.3, 0.1, 0, 0]], np.float32)
     )
     cold = np.array([False, False, False, True])
-    found = signals.borrowed(S, near, cold).toarray()
+    found = signals.borrowed(S, near, cold, 4).toarray()
     assert np.allclose(found[:, :3], S.toarray()[:, :3])
     assert np.allclose(found[:3, 3], [0.25 * 0.4, 0.75 * 0.4, 0.75 * 0.2 + 0.25 * 0.6])
     assert found[3, 3] == 0
 
 
+def test_of_a_row_the_strongest_borrowed_are_kept() -> None:
+    S = sparse.csr_matrix(np.array([[0, 0.8, 0, 0, 0], [0.8, 0, 0, 0, 0], *[[0] * 5] * 3], np.float32))
+    near = np.zeros((5, 5), np.float32)
+    near[2, 1], near[3, :2], near[4, :2] = 0.5, (0.1, 0.3), (0.2, 0.2)
+    found = signals.borrowed(S, sparse.csr_matrix(near), np.array([False, False, True, True, True]), 2)
+    assert np.allclose(found.toarray()[0], [0, 0.8, 0.8, 0.6, 0])
+    assert np.allclose(found.toarray()[1], [0.8, 0, 0, 0.2, 0.4])
+
+
 def test_cold_items_do_not_lend_to_cold_items() -> None:
     S = sparse.csr_matrix(np.array([[0, 0.5, 0, 0], [0.5, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32))
     near = sparse.csr_matrix(np.array([[0] * 4, [0] * 4, [0, 0, 0, 0.9], [0, 0.2, 0.9, 0]], np.float32))
-    found = signals.borrowed(S, near, np.array([False, False, True, True])).toarray()
+    found = signals.borrowed(S, near, np.array([False, False, True, True]), 4).toarray()
     assert not found[:, 2].any()
     assert np.allclose(found[0, 3], 0.5)
 

@@ -76,40 +76,32 @@ def hold_back(likes: Likes, window_days: float, how: Fit) -> HeldBack:
 
 
 def sources(
-    known: Likes,
-    users: I64,
-    relations: Mapping[str, sparse.csr_matrix],
-    profile: fusion.Product,
-    chosen: Chosen,
+    known: Likes, users: I64, relations: Mapping[str, sparse.csr_matrix], V: F32, chosen: Chosen
 ) -> fusion.Sources:
-    """What the scores of these users are made of: relations, then vectors."""
+    """What the scores of these users are made of: relations, then vectors, V being the items' directions."""
     x = known.histories(chosen.history_days)[users]
+    profile = fusion.Product(taste.unit_rows(known.weights(chosen.history_days)[users] @ V), V)
     recent = known.counts(chosen.recency_days)
     fresh = signals.freshness(recent, known.counts(None))
     return fusion.Sources((*((x @ one).tocsr() for one in relations.values()), profile), recent, fresh)
 
 
-def profiles(known: Likes, users: I64, V: F32, half_life_days: float) -> fusion.Product:
-    """The vector source as a night has it: users as unit sums of directions, items as directions V."""
-    weights = known.weights(half_life_days)[users]
-    return fusion.Product(taste.unit_rows(weights @ V), V)
-
-
 def fit(
     held: HeldBack,
     relations: Mapping[str, sparse.csr_matrix],
-    profile: fusion.Product,
+    V: F32,
     start: Chosen,
     how: Fit,
 ) -> Chosen:
     """Half-lives and weights that rank the truth best: first of recency, then of histories.
 
+    relations and V (n_items, d), the items' directions, as learnt from held.known.
     Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
     """
     truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
 
     def pool(one: Chosen) -> fusion.Pool:
-        made = sources(held.known, held.users, relations, profile, one)
+        made = sources(held.known, held.users, relations, V, one)
         return fusion.make_pool(made, truth, held.barred, how.pool_depth)
 
     chosen = start

@@ -10,23 +10,21 @@ from scipy import sparse
 
 from nightjar.kernels.signals import decay
 
-LEAST = 1e-300
-"""What a weight may have faded to; below it float64 would be 0."""
-
 
 @dataclass(frozen=True)
 class Histories:
     """Interactions of some users, in CSR form.
 
     user_ids: (q,) strings in order; indptr: (q + 1,) int64; item_nums: (n,) int64, rising inside a user;
-    weights: (n,) float32, 1.0 is one fresh event of weight 1; in_profile: (n,) bool, within the history cap;
-    times: (n,) int64, microseconds of the pair's last event.
+    weights: (n,) float32, 1.0 is one fresh event of weight 1; strengths: (n,) float32, the same before it
+    faded; in_profile: (n,) bool, within the history cap; times: (n,) int64, microseconds of the last event.
     """
 
     user_ids: np.ndarray
     indptr: np.ndarray
     item_nums: np.ndarray
     weights: np.ndarray
+    strengths: np.ndarray
     in_profile: np.ndarray
     times: np.ndarray
 
@@ -37,18 +35,21 @@ class Histories:
         """The (q, n_items) float32 weights that shape the profile; what lies outside the cap is left out."""
         return self._inside_cap(self.weights, n_items)
 
-    def relation_weights(self, n_items: int, faded: float, half_life_days: float | None) -> sparse.csr_matrix:
-        """What relations start from, (q, n_items) float32 in the profile's pattern: ±√|strength|, fading.
-
-        Strength is the weight before it faded with a half-life of `faded` days; the result fades with another
-        one (None: not at all), back from the user's newest event. kernels/likes.py says why the root.
-        """
+    def fading(self, half_life_days: float | None) -> np.ndarray:
+        """What is left of each pair's strength, (n,) float64, back from the user's newest event."""
         newest = np.maximum.reduceat(np.r_[self.times, 0], self.indptr[:-1]) if len(self) else self.times
-        counts = np.diff(self.indptr)
-        days = (np.repeat(newest, counts) - self.times) / 86_400e6
-        strength = np.abs(self.weights) / np.maximum(decay(days, faded), LEAST)
-        values = np.sign(self.weights) * np.sqrt(strength) * decay(days, half_life_days)
-        return self._inside_cap(values.astype(np.float32), n_items)
+        return decay((np.repeat(newest, np.diff(self.indptr)) - self.times) / 86_400e6, half_life_days)
+
+    def relation_weights(self, left: np.ndarray, n_items: int) -> sparse.csr_matrix:
+        """What relations start from, (q, n_items) float32: ±√|strength| · left (kernels/likes.py: why)."""
+        root = np.sign(self.strengths) * np.sqrt(np.abs(self.strengths))
+        return self._inside_cap((root * left).astype(np.float32), n_items)
+
+    def vector_weights(self, left: np.ndarray, norms: np.ndarray) -> sparse.csr_matrix:
+        """What vectors start from, strength · left / norm; the same pattern as `relation_weights`."""
+        weights = self._inside_cap((self.strengths * left).astype(np.float32), len(norms))
+        weights.data /= norms[weights.indices]
+        return weights
 
     def _inside_cap(self, values: np.ndarray, n_items: int) -> sparse.csr_matrix:
         kept = self.in_profile
@@ -81,12 +82,13 @@ class Histories:
         within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts)
         return Histories(user_ids, indptr, *self._entries(np.repeat(self.indptr[:-1][at], counts) + within))
 
-    def _entries(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return self.item_nums[at], self.weights[at], self.in_profile[at], self.times[at]
+    def _entries(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        columns = self.item_nums, self.weights, self.strengths, self.in_profile, self.times
+        return tuple(column[at] for column in columns)
 
 
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""user_ids, item_nums, weights, in_profile, times of consecutive rows, sorted by user and item."""
+Columns = tuple[np.ndarray, ...]
+"""user_ids, item_nums, weights, strengths, in_profile, times of consecutive rows, by user and item."""
 
 
 def whole_users(batches: Iterable[Columns]) -> Iterator[Histories]:
@@ -97,20 +99,20 @@ def whole_users(batches: Iterable[Columns]) -> Iterator[Histories]:
         if not len(columns[0]):
             continue
         cut = int(np.flatnonzero(columns[0] == columns[0][-1])[0])
-        carried = tuple(column[cut:] for column in columns)  # type: ignore[assignment]
+        carried = tuple(column[cut:] for column in columns)
         if cut:
-            yield histories(tuple(column[:cut] for column in columns))  # type: ignore[arg-type]
+            yield histories(tuple(column[:cut] for column in columns))
     if carried is not None:
         yield histories(carried)
 
 
 def _joined(first: Columns, second: Columns) -> Columns:
-    return tuple(np.concatenate(pair) for pair in zip(first, second, strict=True))  # type: ignore[return-value]
+    return tuple(np.concatenate(pair) for pair in zip(first, second, strict=True))
 
 
 def histories(columns: Columns) -> Histories:
     """Rows sorted by user as Histories."""
-    user_ids, item_nums, weights, in_profile, times = columns
+    user_ids = columns[0]
     starts = np.flatnonzero(np.r_[True, user_ids[1:] != user_ids[:-1]]) if len(user_ids) else np.zeros(0, int)
     indptr = np.r_[starts, len(user_ids)].astype(np.int64)
-    return Histories(user_ids[starts], indptr, item_nums, weights, in_profile, times)
+    return Histories(user_ids[starts], indptr, *columns[1:])

@@ -30,14 +30,18 @@ def from_text(V: F32, how: Learning) -> sparse.csr_matrix:
     return signals.text_neighbours(V, how.n_neighbours, how.text_power)
 
 
-def from_behaviour(liked: sparse.csr_matrix, smoothed: F32, how: Learning) -> dict[str, sparse.csr_matrix]:
+def from_behaviour(
+    liked: sparse.csr_matrix, smoothed: F32, text: sparse.csr_matrix, how: Learning
+) -> dict[str, sparse.csr_matrix]:
     """The relations that a log teaches, by name; `ease` only where few enough items were liked.
 
-    liked: (n_users, n_items) of 1.0; smoothed: (n_items, d) float32 unit vectors bent by the same log.
+    liked: (n_users, n_items) of 1.0; smoothed: (n_items, d) float32 unit vectors bent by the same log; text:
+    the relation of the texts, by which items that nobody liked yet borrow their co-occurrence.
     """
-    neighbourhood = signals.Neighbourhood(n_neighbours=how.n_neighbours)
+    together = signals.co_occurrence(liked, signals.Neighbourhood(n_neighbours=how.n_neighbours))
+    cold = np.bincount(liked.indices, minlength=liked.shape[1]) == 0
     found = {
-        "co_occurrence": signals.co_occurrence(liked, neighbourhood),
+        "co_occurrence": signals.borrowed(together, text, cold, how.n_neighbours),
         "smoothed_text": signals.text_neighbours(smoothed, how.n_neighbours, how.smoothed_power),
     }
     if 0 < len(np.unique(liked.indices)) <= how.ease_items:

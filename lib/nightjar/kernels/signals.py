@@ -160,23 +160,29 @@ def _inverse(gram: F32) -> F32:
     return np.ascontiguousarray(upper)
 
 
-def borrowed(S: sparse.csr_matrix, near: sparse.csr_matrix, cold: NDArray[np.bool_]) -> sparse.csr_matrix:
+def borrowed(
+    S: sparse.csr_matrix, near: sparse.csr_matrix, cold: NDArray[np.bool_], m: int
+) -> sparse.csr_matrix:
     """Columns for items nobody chose yet, borrowed from their text neighbours among those somebody did.
 
     S: a relation learnt from behaviour; near: a text relation; cold: (n_items,) bool. The column of a cold
-    item is the mean of its warm neighbours' columns, weighted by `near`. Rows and warm columns stay as they
-    are.
+    item is the mean of its warm neighbours' columns, weighted by `near`; of each row the m strongest of these
+    are kept. Warm columns stay as they are.
     """
     give = near[cold].copy().tocsr()
     give.data = np.where(cold[give.indices], 0.0, give.data).astype(np.float64)
     give.eliminate_zeros()
     totals = np.asarray(give.sum(axis=1)).ravel()
-    mean = sparse.diags(1.0 / np.maximum(totals, TINY)) @ give
-    lent = (S.astype(np.float64) @ mean.T).tocoo()
-    columns = np.flatnonzero(cold)[lent.col]
-    other = lent.row != columns
-    extra = sparse.csr_matrix((lent.data[other], (lent.row[other], columns[other])), S.shape)
-    out = (S + extra).astype(np.float32).tocsr()
+    mean = (sparse.diags(1.0 / np.maximum(totals, TINY)) @ give).T.tocsr()
+    numbers = np.flatnonzero(cold)
+    rows = []
+    for start in range(0, S.shape[0], BLOCK):
+        lent = (S[start : start + BLOCK].astype(np.float64) @ mean).tocsr()
+        row = np.repeat(np.arange(lent.shape[0]), np.diff(lent.indptr))
+        other = (row + start != numbers[lent.indices]) & _longest(lent, m)
+        entries = row[other], numbers[lent.indices[other]], _on_grid(lent.data[other])
+        rows.append(top_entries(entries, (lent.shape[0], S.shape[1]), m))
+    out = (S + sparse.vstack(rows, "csr")).astype(np.float32).tocsr() if rows else S
     out.sort_indices()
     return out
 

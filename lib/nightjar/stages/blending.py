@@ -48,15 +48,14 @@ class Blender:
     vectors: np.ndarray
     norms: np.ndarray
     gram: np.ndarray
-    half_life_days: float
 
     @property
     def vector_weight(self) -> float:
         return self.chosen.recipe.weights[-1]
 
     @classmethod
-    def load(cls, inputs: BlendInputs, half_life_days: float) -> Blender:
-        """Maps the matrices and prepares what every user shares. half_life_days: the one in the weights."""
+    def load(cls, inputs: BlendInputs) -> Blender:
+        """Maps the matrices and prepares what every user shares."""
         stack = mapped_stack(inputs.neighbours)
         chosen = read_blend(inputs.blend, stack.names)
         recipe = chosen.recipe
@@ -75,15 +74,15 @@ class Blender:
         )
         V = mapped_matrix(inputs.vectors)
         norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
-        return cls(ingredients, chosen, V, norms, _gram(V, fresh / norms), half_life_days)
+        return cls(ingredients, chosen, V, norms, _gram(V, fresh / norms))
 
     def best(self, mine: Histories, barred: ItemLists, retrieved: np.ndarray, m: int) -> Scored:
         """The best m of each user's candidates under the fused score; none for users without any retrieved.
 
         retrieved: (q, c) int64 candidates of the index, −1 padding at the end.
         """
-        x = mine.relation_weights(len(self.norms), self.half_life_days, self.chosen.history_days)
-        profile = mine.profile_of_directions(self.norms)
+        left = mine.fading(self.chosen.history_days)
+        x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
         made = blend(self.ingredients, history, x.data, (barred.indptr, barred.item_nums), retrieved, m)

@@ -16,7 +16,7 @@ from nightjar.kernels.interactions import Columns, Histories, histories, whole_u
 from nightjar.store import Committed
 from nightjar.tables import WEIGHT_ONE
 
-COLUMNS = ["user_id", "item_num", "weight", "in_profile", "last_event_time"]
+COLUMNS = ["user_id", "item_num", "weight", "strength", "in_profile", "last_event_time"]
 
 
 def read_histories(interactions: Committed, bucket: int) -> Histories:
@@ -30,11 +30,14 @@ def stream_histories(interactions: Committed, bucket: int) -> Iterator[Histories
 
 
 def _columns(rows: pa.Table | pa.RecordBatch) -> Columns:
-    weights = rows.column("weight").to_numpy().astype(np.float64) / WEIGHT_ONE
+    weights, strengths = (
+        (rows.column(name).to_numpy() / WEIGHT_ONE).astype(np.float32) for name in ("weight", "strength")
+    )
     return (
         strings(rows.column("user_id")),
         rows.column("item_num").to_numpy(),
-        weights.astype(np.float32),
+        weights,
+        strengths,
         rows.column("in_profile").to_numpy(zero_copy_only=False)
         if isinstance(rows, pa.RecordBatch)
         else rows.column("in_profile").to_numpy(),

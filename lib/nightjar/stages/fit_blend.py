@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+from scipy import sparse
 
 from nightjar.config import FitBlend, LearnTaste, Resources
 from nightjar.engines import actors
@@ -33,7 +34,6 @@ def fit_blend(night: Night, params: FitBlend, resources: Resources) -> Metrics:
         night.write(ITEM_SIGNALS),
         params,
         night.config.learn_taste,
-        night.config.weigh_events.half_life_days,
         night.config.retrieve.exclude_seen,
         night.end,
     )
@@ -65,7 +65,6 @@ class FitWork:
     signals: Attempt
     params: FitBlend
     taste: LearnTaste
-    half_life_days: float
     exclude_seen: bool
     end: datetime
 
@@ -80,7 +79,7 @@ class FitWork:
             del part
             work = self.work
             V = text_space(mapped_matrix(work.embeddings), work.taste)
-            likes = read_likes(work.interactions, len(V), work.half_life_days, work.end)
+            likes = read_likes(work.interactions, len(V), work.end)
             stack = mapped_stack(work.neighbours)
             chosen = start(work.params, stack.names)
             metrics: Metrics = {"users": 0, "window_days": 0.0}
@@ -103,12 +102,10 @@ class FitWork:
             metrics: Metrics = {"users": len(held.users), "window_days": round(window, 3)}
             if len(held.users) < params.min_users:
                 return chosen, metrics
-            bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
-            found = relations.from_behaviour(held.known.matrix(), bent, learning(work.taste))
-            found["text"] = stack.matrices()["text"]
+            liked, text = held.known.matrix(), stack.matrices()["text"]
+            bent, _ = smoothed(V, liked, work.taste.smooth_weight)
+            found = {"text": text, **relations.from_behaviour(liked, bent, text, learning(work.taste))}
             # What one of the two logs is too large for has no weight to fit, and keeps the one it has.
-            nothing = found["text"][:0]
-            nothing.resize(found["text"].shape)
+            nothing = sparse.csr_matrix(text.shape, dtype=np.float32)
             ordered = {name: found.get(name, nothing) for name in stack.names}
-            profile = fitting.profiles(held.known, held.users, bent, work.half_life_days)
-            return fitting.fit(held, ordered, profile, chosen, how), metrics
+            return fitting.fit(held, ordered, bent, chosen, how), metrics

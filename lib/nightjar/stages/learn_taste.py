@@ -38,7 +38,6 @@ def learn_taste(night: Night, params: LearnTaste, resources: Resources) -> Metri
         night.write(ITEM_VECTORS, vector_dim(embeddings)),
         night.write(NEIGHBOURS),
         params,
-        night.config.weigh_events.half_life_days,
         night.end,
     )
     actors.connect(night.config.ray)
@@ -68,7 +67,6 @@ class TasteWork:
     vectors: Attempt
     neighbours: Attempt
     params: LearnTaste
-    half_life_days: float
     end: datetime
 
     def __call__(self) -> TasteWork.Part:
@@ -82,15 +80,13 @@ class TasteWork:
             del part
             work, params = self.work, self.work.params
             V = text_space(mapped_matrix(work.embeddings), params)
-            likes = read_likes(work.interactions, len(V), work.half_life_days, work.end)
+            likes = read_likes(work.interactions, len(V), work.end)
             liked = likes.matrix()
             bent, reached = smoothed(V, liked, params.smooth_weight)
             vectors = self._vectors(bent, item_norms(likes, params))
             how = learning(params)
-            found = {
-                "text": relations.from_text(V, how),
-                **relations.from_behaviour(liked, bent, how),
-            }
+            text = relations.from_text(V, how)
+            found = {"text": text, **relations.from_behaviour(liked, bent, text, how)}
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
                 for at, (name, relation) in enumerate(found.items())

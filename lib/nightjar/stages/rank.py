@@ -50,7 +50,7 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
     del resources
     users, attempt = night.read(USERS), night.write(RECOMMENDATIONS)
     tables = (night.read(table) for table in (ITEMS, ITEM_VECTORS, NEIGHBOURS, BLEND, ITEM_SIGNALS))
-    inputs = _Inputs(BlendInputs(*tables), night.read(POPULARITY), night.config.weigh_events.half_life_days)
+    inputs = _Inputs(BlendInputs(*tables), night.read(POPULARITY))
     task = RankPart(
         users,
         night.read(CANDIDATES),
@@ -68,11 +68,10 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The item side of ranking, as commits that travel to tasks. half_life_days: the one in the weights."""
+    """The item side of ranking, as commits that travel to tasks."""
 
     blend: BlendInputs
     popularity: Committed
-    half_life_days: float
 
     @property
     def key(self) -> str:
@@ -126,7 +125,7 @@ def _read_catalogue(inputs: _Inputs) -> Catalogue:
         mine = Fallback(nums[segment_of == segment], SEGMENT)
         orders[str(segment)] = (mine, *orders[EVERYONE])
     codes = codes.fill_null(-1).to_numpy().astype(np.int64)
-    blender = Blender.load(inputs.blend, inputs.half_life_days)
+    blender = Blender.load(inputs.blend)
     return Catalogue(strings(items["item_id"]), codes, orders, blender)
 
 

@@ -31,11 +31,16 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
     items = spark.read(session, night.read(ITEMS))
     known = events.join(items.select("item_id", "item_num"), "item_id")
     newest = F.max("event_time").over(Window.partitionBy("user_id"))
-    weight = event_weight(night.config.clean_events, params, F.col("newest"))
-    weighed = known.withColumn("newest", newest).withColumn("weight", weight)
+    cleaning = night.config.clean_events
+    weighed = known.withColumn("newest", newest).select(
+        "*",
+        event_weight(cleaning, params, F.col("newest")).alias("weight"),
+        event_weight(cleaning, params, F.col("newest"), faded=False).alias("strength"),
+    )
     liked = F.when(F.col("weight") > 0, F.col("event_time"))
     pairs = weighed.groupBy("user_id", "item_num").agg(
         F.sum("weight").alias("weight"),
+        F.sum("strength").alias("strength"),
         F.count("*").cast("int").alias("n_events"),
         F.max("event_time").alias("last_event_time"),
         F.min(liked).alias("first_liked"),
@@ -62,21 +67,24 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
         people.unpersist()
 
 
-def event_weight(cleaning: CleanEvents, params: WeighEvents, newest: Column) -> Column:
+def event_weight(cleaning: CleanEvents, params: WeighEvents, newest: Column, faded: bool = True) -> Column:
     """The fixed-point weight of an event over scene, event_type, value and its age before `newest`.
 
-    However old, an event that says something weighs at least one unit: what was liked stays liked.
+    However old, an event that says something weighs at least one unit: what was liked stays liked. faded:
+    False leaves out the half-life that all scenes share; what a scene forgets sooner stays forgotten.
     """
     age_days = (F.unix_micros(newest) - F.unix_micros("event_time")) / (86_400.0 * 1e6)
     weight: Column = F.lit(0).cast("long")
     for scene_name, scene in cleaning.scenes.items():
-        half_life = scene.half_life_days or params.half_life_days
+        rate = 1 / (scene.half_life_days or params.half_life_days)
+        if not faded:
+            rate = max(rate - 1 / params.half_life_days, 0.0)
         for type_name, kind in scene.event_types.items():
             sign = -1.0 if kind.negative else 1.0
             amount = F.lit(sign * kind.weight * scene.weight)
             if kind.value_weight is not None:
                 amount = amount * F.coalesce(F.expr(f"double({kind.value_weight})"), F.lit(1.0))
-            size = F.abs(amount) * F.pow(F.lit(2.0), -age_days / half_life) * WEIGHT_ONE
+            size = F.abs(amount) * F.pow(F.lit(2.0), -age_days * rate) * WEIGHT_ONE
             units = F.signum(amount) * F.greatest(F.round(size), F.lit(1.0))
             here = (F.col("scene") == scene_name) & (F.col("event_type") == type_name)
             weight = F.when(here, units.cast("long")).otherwise(weight)
