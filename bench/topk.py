@@ -127,7 +127,7 @@ def _approximate(world: Vectors, options: argparse.Namespace) -> list[Lane]:
     """Peers that need an index; Spark's ALS, which needs a cluster, is searched twice: its JVM warms up."""
     lanes = approximate_peers(world.matrix, options.k, options.users, options.lists)
     if not options.no_graph:
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
         lanes += faiss_graph(world.matrix, options.k, cores)
         lanes += topk_peers.graphs(world.matrix, options.k, cores)
     if not options.no_spark:

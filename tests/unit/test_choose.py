@@ -120,7 +120,10 @@ def test_the_worst_shard_decides_and_what_is_never_enough_is_searched_exactly() 
 
     chosen = settled(LISTS, "sizes", [shard(0.995, 0.999), shard(0.98, 0.992)], 0.99)
     assert chosen["effort"] == {"probe_share": 0.2} and chosen["factory"] == LISTS
-    assert [(one["recall"], one["micros"]) for one in chosen["tried"]] == [(0.98, 20.0), (0.992, 22.0)]
+    assert chosen["tried"] == {
+        "probe_share 0.1": {"recall": 0.98, "micros": 20.0},
+        "probe_share 0.2": {"recall": 0.992, "micros": 22.0},
+    }
     never = settled(LISTS, "sizes", [shard(0.9, 0.98)], 0.99)
     assert never["factory"] == EXACT and never["effort"] == {} and "0.99" in never["why"]
     # A FAISS file cannot be searched exactly; the gate of retrieve judges its last setting.

@@ -126,7 +126,13 @@ def settled(factory: str, why: str, shards: Sequence[Sequence[Trial]], target: f
         Trial(column[0].settings, min(one.recall for one in column), sum(one.micros for one in column))
         for column in zip(*shards, strict=True)
     ]
-    report = [{**one.settings, "recall": one.recall, "micros": round(one.micros, 1)} for one in tried]
+    report = {
+        " ".join(f"{name} {value}" for name, value in one.settings.items()) or EXACT: {
+            "recall": one.recall,
+            "micros": round(one.micros, 1),
+        }
+        for one in tried
+    }
     enough = [one for one in tried if one.recall >= target]
     if factory == LISTS and not enough:
         factory, why = EXACT, f"{why}; no share of lists reaches recall {target}"
