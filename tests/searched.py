@@ -73,6 +73,7 @@ class Vectors:
                     "user_id": [user for user, _ in pairs],
                     "item_num": [item for _, item in pairs],
                     "weight": [WEIGHT_ONE] * len(pairs),
+                    "strength": [WEIGHT_ONE] * len(pairs),
                     "n_events": [1] * len(pairs),
                     "last_event_time": [night.end] * len(pairs),
                     "in_profile": [True] * len(pairs),
