@@ -450,8 +450,11 @@ class Publish(Section):
     """The gates between committed and published."""
 
     min_fill: Share = Field(0.999, description="mean list length / k, of what the catalogue allows")
-    min_user_coverage: Share = Field(0.999, description="known users with a list")
+    min_user_coverage: Share = Field(
+        0.999, description="known users with a list, of those who may get any item"
+    )
     max_seen_leak: int = Field(0, ge=0, description="rows that recommend something already seen")
+    max_limit_leak: int = Field(0, ge=0, description="rows that a deny or allow list forbids")
     max_unavailable: int = Field(0, ge=0, description="rows that recommend something unavailable")
     min_catalogue_coverage: Share = Field(0.0, description="available items in any list")
     max_quarantine: Share = Field(0.5, description="raw rows rejected, future events not counted")

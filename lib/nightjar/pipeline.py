@@ -110,12 +110,12 @@ RANK = Stage(
     ),
     writes=(RECOMMENDATIONS,),
     also=("retrieve",),  # whether seen items are excluded
-    version=2,
+    version=3,
 )
 PUBLISH = Stage(
     "publish",
     "local",
-    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, EVENTS),
+    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, EVENTS, CANDIDATES),
     writes=(METRICS,),
     also=("retrieve", "rank"),  # what the lists are held against
 )

@@ -10,7 +10,9 @@ from scipy import sparse
 
 from nightjar.engines.blend import Blended, Ingredients, blend, relation_terms
 from nightjar.kernels import fusion
+from nightjar.kernels.limits import Limits
 from nightjar.kernels.relations import stacked
+from nightjar.kernels.topk import ItemLists
 
 N_ITEMS, N_USERS = 30, 12
 
@@ -36,6 +38,10 @@ class World:
         self.x.sort_indices()
         self.barred = sparse.random(N_USERS, N_ITEMS, 0.3, "csr", np.float32, rng)
         self.barred.sort_indices()
+        # Two sets, and one of another night's numbers; everything, nothing, one set or both.
+        self.sets = [np.flatnonzero(rng.random(N_ITEMS + 3) < share) for share in (0.7, 0.5, 0.0)]
+        self.groups = ((), (0,), (0, 1), (1,), (2, 0))
+        self.group = rng.integers(0, len(self.groups), N_USERS)
         self.available = rng.random(N_ITEMS) < 0.8
         self.fresh = 2.0 ** rng.integers(-2, 3, N_ITEMS)
         self.popularity = np.maximum(rng.integers(-3, 4, N_ITEMS), 0).astype(np.float64)
@@ -62,9 +68,21 @@ class World:
             self.available,
         )
 
+    def limits(self) -> Limits:
+        barred = ItemLists(self.barred.indptr.astype(np.int64), self.barred.indices.astype(np.int64))
+        return Limits(barred, tuple(self.sets), self.groups, self.group)
+
+    def open(self) -> np.ndarray:
+        """What each user may get, (q, n_items) bool."""
+        found = self.available & (self.barred.toarray() == 0)
+        for user, group in enumerate(self.group):
+            for number in self.groups[group]:
+                found[user] &= np.isin(np.arange(N_ITEMS), self.sets[number])
+        return found
+
     def blended(self, m: int) -> Blended:
-        barred = self.barred.indptr, self.barred.indices
-        return blend(self.ingredients(), (self.x.indptr, self.x.indices), self.x.data, barred, self.asked, m)
+        history = self.x.indptr, self.x.indices
+        return blend(self.ingredients(), history, self.x.data, self.limits(), self.asked, m)
 
 
 @settings(deadline=None)
@@ -76,7 +94,7 @@ def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
         np.abs(world.x) @ sum(np.abs(one) for name, one in world.relations.items() if name != "ease")
     ) != 0
     reached = reached.toarray() | (world.ingredients().popular > 0)
-    allowed = reached & world.available & (world.barred.toarray() == 0)
+    allowed = reached & world.open()
     for user in range(N_USERS):
         items = found.item_nums[user][found.item_nums[user] >= 0]
         assert allowed[user, items].all()
@@ -101,12 +119,12 @@ def test_a_user_alone_has_the_same_bytes() -> None:
     world = World(3)
     whole = world.blended(10)
     for user in range(N_USERS):
-        x, barred = world.x[user], world.barred[user]
+        x = world.x[user]
         alone = blend(
             world.ingredients(),
             (x.indptr, x.indices),
             x.data,
-            (barred.indptr, barred.indices),
+            world.limits().take(np.array([user])),
             world.asked[user : user + 1],
             10,
         )

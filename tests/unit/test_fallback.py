@@ -71,3 +71,10 @@ def test_a_user_who_has_seen_the_head_of_a_long_order_gets_its_tail() -> None:
     order = (Fallback(np.arange(1000), 1),)
     filled, _ = fill(np.full((1, 3), -1), np.zeros((1, 3), np.int8), _lists([list(range(990))]), [order])
     assert filled.tolist() == [[990, 991, 992]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(ITEMS, ITEMS)
+def test_an_order_within_some_items_keeps_their_order(order: list[int], allowed: list[int]) -> None:
+    cut = Fallback(np.array(order, np.int64), 1).within(np.array(sorted(allowed), np.int64))
+    assert cut.item_nums.tolist() == [item for item in order if item in allowed]

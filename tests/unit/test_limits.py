@@ -85,7 +85,7 @@ def test_permits_and_counts_agree_with_sets(seed: int) -> None:
     rules = Rules(seed)
     candidates = np.tile(np.arange(-1, N_ITEMS), (12, 1))
     permitted = rules.limits.permits(candidates, N_ITEMS)
-    counts = rules.limits.n_open(lists_of(rules.seen), rules.available)
+    counts = rules.limits.with_seen(lists_of(rules.seen)).n_open(rules.available)
     for user in range(12):
         assert set(candidates[user][permitted[user]].tolist()) == rules.open(user)
         assert counts[user] == len(rules.all_open(user))
@@ -111,8 +111,9 @@ def test_filling_draws_from_what_is_left_in_the_order_given(seed: int) -> None:
     rest = Fallback(np.flatnonzero(rules.available), 2)
     shared = (Fallback(popular[rules.available[popular]], 1), rest)
     orders = [shared if user % 3 else (rest,) for user in range(12)]
-    excluded, cut = rules.limits.for_fill(lists_of(rules.seen), orders, N_ITEMS)
-    lists, _ = fill(np.full((12, 9), -1), np.zeros((12, 9), np.int8), excluded, cut)
+    bars = rules.limits.with_seen(lists_of(rules.seen))
+    cut = bars.for_fill(orders, np.arange(12), N_ITEMS)
+    lists, _ = fill(np.full((12, 9), -1), np.zeros((12, 9), np.int8), bars.denied, cut)
     for user in range(12):
         wanted = [
             item
@@ -131,8 +132,9 @@ def test_users_of_one_group_share_a_cut_order() -> None:
         np.array([1, 0, 1, 1]),
     )
     one, two = (Fallback(np.arange(9), 1),), (Fallback(np.arange(9)[::-1], 1),)
-    _, cut = limits.for_fill(lists_of([set()] * 4), [one, one, one, two], 9)
+    cut = limits.for_fill([one, one, one, two], np.arange(4), 9)
     assert cut[0] is cut[2] and cut[1] is one and cut[3] is not cut[0]
+    assert limits.for_fill([one, one, one, two], np.array([3]), 9)[:3] == [one, one, one]
     assert cut[3][0].item_nums.tolist() == [2, 1, 0]
 
 

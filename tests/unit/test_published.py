@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nightjar.errors import GateError, NotCommitted, StorageError
 from nightjar.pipeline import PUBLISH
 from nightjar.published import KEPT, LATEST, latest, make_live, opened, publications, remembered, roll_back
 from nightjar.stage import Night, run_stage
+from nightjar.stages.limits import LIMITS_SCHEMA, SETS, SETS_SCHEMA, bucket_file
 from nightjar.stages.publish import publish
-from nightjar.store import Committed, Dataset, Store
-from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
+from nightjar.store import Committed, Dataset, Manifest, Store
+from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
 from tests.unit.committed_rows import commit
 from tests.world import DS, event, night
 
@@ -198,6 +200,7 @@ def _tonight(root: Path, lists: dict[str, Sequence[str]], ds: date = DS, **gates
         for user, item in (("u0", 0), ("u0", 1), ("u1", 2))
     ]
     events = [event("u0", "i0", when)]
+    commit(found.store, CANDIDATES, ds, [CANDIDATES.schema.empty_table()])
     for table, rows in ((ITEMS, items), (USERS, people), (INTERACTIONS, seen), (EVENTS, events)):
         commit(found.store, table, ds, [pa.Table.from_pylist(rows, table.schema)])
     fingerprint = "-".join(item for items in lists.values() for item in items)
@@ -215,7 +218,7 @@ def test_sound_lists_go_live_with_their_figures(tmp_path: Path) -> None:
     assert published == publications(Store(str(tmp_path)))[0].published_at
     assert figures == {
         "users": 2, "rows": 4, "fill": 1.0, "user_coverage": 1.0, "catalogue_coverage": 3 / 4,
-        "unavailable": 0, "quarantine_share": 0.0, "seen_leak": 0,
+        "unavailable": 0, "quarantine_share": 0.0, "seen_leak": 0, "limit_leak": 0,
     }  # fmt: skip
     metrics = Dataset(Store(str(tmp_path)), METRICS, str(DS)).require("publish").read()
     assert set(metrics["name"].to_pylist()) == {f"publish.{name}" for name in figures}
@@ -262,6 +265,35 @@ def test_a_short_catalogue_is_no_fault(tmp_path: Path) -> None:
     ]
     commit(tonight.store, INTERACTIONS, DS, [pa.Table.from_pylist(seen, INTERACTIONS.schema)], "more")
     assert _publish(tonight)["fill"] == 1.0
+
+
+def _limit(night: Night, folder: Path, rows: list[dict[str, Any]], sets: list[list[int]]) -> None:
+    """Commits candidates again, searched within deny and allow lists."""
+    attempt = Dataset(night.store, CANDIDATES, str(night.ds)).attempt("limited")
+    tables = {
+        SETS: pa.table([[0] * len(sets), ["s"] * len(sets), sets], schema=SETS_SCHEMA),
+        bucket_file(0): pa.Table.from_pylist(rows, LIMITS_SCHEMA),
+    }
+    files = [attempt.write_part(0, [CANDIDATES.schema.empty_table()])]
+    for name, table in tables.items():
+        pq.write_table(table, folder / name)
+        files.append(attempt.put_artefact(folder / name, name))
+    attempt.commit(Manifest(CANDIDATES.name, str(night.ds), "retrieve", "limited", tuple(files), 0, ()))
+
+
+def test_what_a_list_forbids_is_refused_and_what_it_leaves_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "aside").mkdir()
+    denied = {"user_id": "u0", "denied": [3], "sets": [], "own": []}
+    within = {"user_id": "u1", "denied": [], "sets": [0], "own": [[0, 1, 3]]}
+    tonight = _tonight(tmp_path, SOUND)
+    _limit(tonight, tmp_path / "aside", [denied, within], [[0, 1, 2]])
+    with pytest.raises(GateError, match="limit_leak is 2, above 0"):
+        _publish(tonight)
+    # u0 may get i2 alone, u1 has i0 and i1 left.
+    tonight = _tonight(tmp_path, {"u0": ["i2"], "u1": ["i1", "i0"]})
+    _limit(tonight, tmp_path / "aside", [denied, within], [[0, 1, 2]])
+    figures = _publish(tonight)
+    assert figures["limit_leak"] == 0 and figures["fill"] == 1.0
 
 
 def test_change_against_the_night_before(tmp_path: Path) -> None:

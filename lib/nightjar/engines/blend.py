@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from nightjar.kernels.limits import Limits
 from nightjar.kernels.ranked_lists import Csr
 from nightjar.kernels.relations import Stack
 from nightjar.kernels.signals import F32, F64, I64
@@ -51,11 +52,12 @@ class Blended:
     factors: F64
 
 
-def blend(with_: Ingredients, history: Csr, x: F32, barred: Csr, asked: I64, m: int) -> Blended:
+def blend(with_: Ingredients, history: Csr, x: F32, limits: Limits, asked: I64, m: int) -> Blended:
     """The best m items of each of q users, and the scores of those asked for.
 
-    history: CSR of q users' items with weights x (n_entries,) float32, below 0 for a dislike; barred: CSR of
-    what each user must not get; asked: (q, c) int64, −1 padding.
+    history: CSR of q users' items with weights x (n_entries,) float32, below 0 for a dislike; limits: all
+    that the q users must not get, what they have seen included; asked: (q, c) int64, −1 padding, scored
+    whether allowed or not.
     """
     q, n_relations = len(history[0]) - 1, len(with_.weights)
     out = Blended(
@@ -70,11 +72,26 @@ def blend(with_: Ingredients, history: Csr, x: F32, barred: Csr, asked: I64, m: 
         with_.weights,
         (with_.fresh, with_.popular, with_.by_popularity, with_.available),
         (history[0].astype(np.int64), history[1].astype(np.int64), x),
-        (barred[0].astype(np.int64), barred[1].astype(np.int64)),
+        (limits.denied.indptr.astype(np.int64), limits.denied.item_nums.astype(np.int64)),
+        _allowed(limits),
         asked.astype(np.int64),
         (out.item_nums, out.scores, out.at, out.factors),
     )
     return out
+
+
+Allowed = tuple[I64, I64, I64, I64, I64, I64]
+
+
+def _allowed(limits: Limits) -> Allowed:
+    """Allow lists for the loops: users in the order of their groups and the group of each, the sets as one
+    CSR, the sets of each group as another."""
+    set_ends = np.cumsum([0, *map(len, limits.sets)]).astype(np.int64)
+    group_ends = np.cumsum([0, *map(len, limits.groups)]).astype(np.int64)
+    items = np.concatenate([np.empty(0, np.int64), *limits.sets]).astype(np.int64)
+    numbers = np.array([number for group in limits.groups for number in group], np.int64)
+    order = np.argsort(limits.group, kind="stable").astype(np.int64)
+    return order, limits.group.astype(np.int64), set_ends, items, group_ends, numbers
 
 
 def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, wanted: I64) -> F64:
@@ -104,16 +121,22 @@ def _terms(stack, n_items, history, factors, place, found):
 
 
 @njit(cache=True, nogil=True)
-def _blend(stack, weights, items, history, barred, asked, out):
+def _blend(stack, weights, items, history, barred, limited, asked, out):
     fresh, popular, by_popularity, available = items
     n = len(fresh)
     own, total = np.zeros(n), np.zeros(n)
     # A user's mark says that an entry is theirs, so nothing is cleared between users.
     in_own, in_total, is_barred = np.full(n, -1), np.full(n, -1), np.full(n, -1)
     met, touched = np.empty(n, np.int64), np.empty(n, np.int64)
-    n_users = len(history[0]) - 1
     mark = 0
-    for u in range(n_users):
+    # As many marks on an item as the user's group has sets: it stands in all of them. Users come group by
+    # group, so a set is walked once and not once a user.
+    is_open, open_mark, last, made = np.full(n if len(limited[5]) else 0, -1), -1, -1, 0
+    for u in limited[0]:
+        if limited[1][u] != last:
+            last = limited[1][u]
+            open_mark, made = _open_group(limited, last, is_open, made)
+        allowed = (available, is_barred, is_open, open_mark)
         for entry in range(barred[0][u], barred[0][u + 1]):
             is_barred[barred[1][entry]] = u
         n_touched = 0
@@ -145,13 +168,34 @@ def _blend(stack, weights, items, history, barred, asked, out):
             if item >= 0:
                 out[2][u, at] = total[item] if in_total[item] == u else popular[item]
         n_touched = _with_popular(
-            (by_popularity, popular, available, is_barred),
-            u,
-            out[0].shape[1],
-            (total, in_total, touched),
-            n_touched,
+            (by_popularity, popular), allowed, u, out[0].shape[1], (total, in_total, touched), n_touched
         )
-        _keep_best(touched[:n_touched], total, (available, is_barred), u, (out[0][u], out[1][u]))
+        _keep_best(touched[:n_touched], total, allowed, u, (out[0][u], out[1][u]))
+
+
+@njit(cache=True, nogil=True)
+def _open_group(limited, group, is_open, made):
+    """Marks what a group may get; returns the mark (−1: everything) and how many marks are used up."""
+    _, _, set_ends, items, group_ends, numbers = limited
+    first, end = group_ends[group], group_ends[group + 1]
+    if first == end:
+        return -1, made
+    for at in range(first, end):
+        number = numbers[at]
+        for entry in range(set_ends[number], set_ends[number + 1]):
+            item = items[entry]
+            if item < len(is_open) and (at == first or is_open[item] == made - 1):
+                is_open[item] = made
+        made += 1
+    return made - 1, made
+
+
+@njit(cache=True, nogil=True)
+def _may_get(allowed, u, item):
+    available, is_barred, is_open, open_mark = allowed
+    if not available[item] or is_barred[item] == u:
+        return False
+    return open_mark < 0 or is_open[item] == open_mark
 
 
 @njit(cache=True, nogil=True)
@@ -177,14 +221,14 @@ def _spread(stack, first, history, u, scratch, mark):
 
 
 @njit(cache=True, nogil=True)
-def _with_popular(order, u, wanted, scratch, n_touched):
+def _with_popular(order, allowed, u, wanted, scratch, n_touched):
     """Adds the most popular of the other items, as many as a list could need."""
-    by_popularity, popular, available, is_barred = order
+    by_popularity, popular = order
     total, in_total, touched = scratch
     found = 0
     for at in range(len(by_popularity)):
         item = by_popularity[at]
-        if not available[item] or is_barred[item] == u or in_total[item] == u:
+        if in_total[item] == u or not _may_get(allowed, u, item):
             continue
         in_total[item] = u
         total[item] = popular[item]
@@ -199,11 +243,10 @@ def _with_popular(order, u, wanted, scratch, n_touched):
 @njit(cache=True, nogil=True)
 def _keep_best(touched, total, allowed, u, out):
     """The best of what was touched, into the rows of out: a heap with its worst entry first, then emptied."""
-    available, is_barred = allowed
     items, scores = out
     n = 0
     for item in touched:
-        if not available[item] or is_barred[item] == u:
+        if not _may_get(allowed, u, item):
             continue
         score = np.float32(total[item])
         if n < len(items):

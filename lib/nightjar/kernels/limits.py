@@ -112,44 +112,42 @@ class Limits:
                 keep[users] &= np.isin(item_nums[users], allowed)
         return keep
 
-    def n_open(self, seen: ItemLists | None, available: Mask) -> I64:
-        """How many items each user may get, (q,) int64."""
-        found, barred = np.zeros(len(self.group), np.int64), self.barred(seen)
+    def with_seen(self, seen: ItemLists | None) -> Limits:
+        """These limits with what the users have seen among the denied, which ascend in each row."""
+        return Limits(self.barred(seen), self.sets, self.groups, self.group)
+
+    def n_open(self, available: Mask) -> I64:
+        """How many items each user may get, (q,) int64; of what is denied each stands once."""
+        found = np.zeros(len(self.group), np.int64)
         for users, mask in self.by_group(available):
-            n_allowed = int(mask.sum())
-            for user in users.tolist():
-                mine = barred.item_nums[barred.indptr[user] : barred.indptr[user + 1]]
-                found[user] = n_allowed - int(mask[mine].sum())
+            mine, items = self.denied.take(users).pairs()
+            found[users] = int(mask.sum()) - np.bincount(mine[mask[items]], minlength=len(users))
         return found
 
     def for_fill(
-        self, seen: ItemLists, orders: Sequence[Sequence[Fallback]], n_items: int
-    ) -> tuple[ItemLists, list[Sequence[Fallback]]]:
-        """What `fallback.fill` takes: what is barred, and the orders cut to what is allowed.
-
-        Users of one group who shared an order share the cut one.
+        self, orders: Sequence[Sequence[Fallback]], users: I64, n_items: int
+    ) -> list[Sequence[Fallback]]:
+        """The orders that `fallback.fill` takes for all q users, those of the users named cut to what is
+        allowed; users of one group who shared an order share the cut one.
         """
+        found = list(orders)
         cut: dict[tuple[int, int], Sequence[Fallback]] = {}
-        for user, group in enumerate(self.group.tolist()):
+        for user in users[np.argsort(self.group[users], kind="stable")].tolist():
+            group = int(self.group[user])
             key = group, id(orders[user])
             if key not in cut:
                 allowed = self.allowed(group, n_items)
-                cut[key] = orders[user] if allowed is None else _cut(orders[user], allowed)
-        return self.barred(seen), [
-            cut[group, id(orders[user])] for user, group in enumerate(self.group.tolist())
-        ]
+                cut[key] = (
+                    orders[user] if allowed is None else tuple(one.within(allowed) for one in orders[user])
+                )
+            found[user] = cut[key]
+        return found
 
 
 def _within(allowed: I64, available: Mask) -> Mask:
     mask = np.zeros_like(available)
     mask[allowed] = available[allowed]
     return mask
-
-
-def _cut(orders: Sequence[Fallback], allowed: I64) -> tuple[Fallback, ...]:
-    return tuple(
-        Fallback(order.item_nums[np.isin(order.item_nums, allowed)], order.source) for order in orders
-    )
 
 
 def best_among(queries: F32, matrix: F32, candidates: I64, k: int, filters: Filters) -> TopK:

@@ -14,9 +14,10 @@ from scipy import sparse
 from nightjar.engines.blend import Ingredients, blend, relation_terms
 from nightjar.kernels.fitting import Chosen
 from nightjar.kernels.interactions import Histories
+from nightjar.kernels.limits import Limits
 from nightjar.kernels.reasons import Reasons, split, vector_terms
 from nightjar.kernels.taste import blocks, unit_rows
-from nightjar.kernels.topk import ItemLists, TopK, score_pairs, select_topk
+from nightjar.kernels.topk import TopK, score_pairs, select_topk
 from nightjar.matrix import mapped_matrix, mapped_stack
 from nightjar.stages.recipe import read_blend
 from nightjar.store import Committed
@@ -76,16 +77,17 @@ class Blender:
         norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
         return cls(ingredients, chosen, V, norms, _gram(V, fresh / norms))
 
-    def best(self, mine: Histories, barred: ItemLists, retrieved: np.ndarray, m: int) -> Scored:
+    def best(self, mine: Histories, limits: Limits, retrieved: np.ndarray, m: int) -> Scored:
         """The best m of each user's candidates under the fused score; none for users without any retrieved.
 
-        retrieved: (q, c) int64 candidates of the index, −1 padding at the end.
+        limits: all that the users must not get, what they have seen included; retrieved: (q, c) int64
+        candidates of the index within them, −1 padding at the end.
         """
         left = mine.fading(self.chosen.history_days)
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
-        made = blend(self.ingredients, history, x.data, (barred.indptr, barred.item_nums), retrieved, m)
+        made = blend(self.ingredients, history, x.data, limits, retrieved, m)
         known = np.asarray((retrieved >= 0).any(axis=1))
         nums = np.where(known[:, None], np.concatenate([made.item_nums, retrieved], axis=1), -1)
         scores = np.concatenate([made.scores, made.at], axis=1).astype(np.float64)

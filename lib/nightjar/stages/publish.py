@@ -1,7 +1,8 @@
 """The gates between committed and published, and the move of LATEST.json.
 
-The audit reads the lists back and holds them against users, items and interactions, independently of the code
-that made them. A refusal leaves the night committed and yesterday's list live.
+The audit reads the lists back and holds them against users, items, interactions and the night's deny and
+allow lists, independently of the code that made them. A refusal leaves the night committed and yesterday's
+list live.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import pyarrow.compute as pc
 
 from nightjar.config import Publish, Resources
 from nightjar.errors import GateError
+from nightjar.kernels.limits import Limits
 from nightjar.kernels.stability import stability
+from nightjar.kernels.topk import Filters, ItemLists
 from nightjar.published import make_live, opened, publications
 from nightjar.stage import Metrics, Night
-from nightjar.stages.buckets import list_matrix
+from nightjar.stages.buckets import list_matrix, strings
+from nightjar.stages.limits import read_limits
 from nightjar.store import Committed
-from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
+from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
 
 
 def publish(night: Night, params: Publish, resources: Resources) -> Metrics:
@@ -54,6 +58,7 @@ def _refusals(figures: dict[str, float], params: Publish) -> Iterator[str]:
     }
     ceilings = {
         "seen_leak": params.max_seen_leak,
+        "limit_leak": params.max_limit_leak,
         "unavailable": params.max_unavailable,
         "quarantine_share": params.max_quarantine,
     }
@@ -70,10 +75,12 @@ class _Tally:
     """Sums over buckets of users."""
 
     users: int = 0
+    to_serve: int = 0  # those for whom there is an item that they may get
     with_list: int = 0
     rows: int = 0
     allowed: int = 0
     seen_leak: int = 0
+    limit_leak: int = 0
     unavailable: int = 0
     overlap: list[np.ndarray] = field(default_factory=list)
 
@@ -82,14 +89,15 @@ def audit(night: Night, lists: Committed) -> dict[str, float]:
     """Figures of the gates, from the committed files, matched by the ids of users and items."""
     items = night.read(ITEMS).read(["item_id", "available"]).combine_chunks()
     excluding = night.config.retrieve.exclude_seen
-    users, interactions = night.read(USERS), night.read(INTERACTIONS)
+    users, interactions, candidates = (night.read(table) for table in (USERS, INTERACTIONS, CANDIDATES))
     before = _before(night)
     tally, shown = _Tally(), np.zeros(len(items), bool)
     for bucket, entry in enumerate(lists.parts):
         rows = lists.read_part(entry, ["user_id", "rank", "item_id"])
         people = users.read_part(users.parts[bucket], ["user_id"])["user_id"].combine_chunks()
         seen = interactions.read_part(interactions.parts[bucket], ["user_id", "item_num"])
-        view = _Bucket.of(rows, people, seen, items["item_id"], night.config.rank.k)
+        limits = read_limits(candidates, bucket, strings(people))
+        view = _Bucket.of(rows, people, seen, items["item_id"], night.config.rank.k, limits)
         view.count(tally, items["available"].to_numpy(), excluding)
         shown[view.item_nums[view.known(len(items))]] = True
         if before is not None:
@@ -101,8 +109,9 @@ def audit(night: Night, lists: Committed) -> dict[str, float]:
         "users": tally.users,
         "rows": tally.rows,
         "fill": tally.rows / max(tally.allowed, 1),
-        "user_coverage": tally.with_list / max(tally.users, 1),
+        "user_coverage": tally.with_list / max(tally.to_serve, 1),
         "catalogue_coverage": float((shown & available).sum() / max(available.sum(), 1)),
+        "limit_leak": tally.limit_leak,
         "unavailable": tally.unavailable,
         "quarantine_share": _quarantine_share(night.read(EVENTS)),
     }
@@ -136,15 +145,26 @@ class _Bucket:
 
     people: pa.Array
     item_nums: np.ndarray
-    seen: tuple[np.ndarray, np.ndarray]
+    seen: ItemLists
+    limits: Limits
 
     @classmethod
     def of(
-        cls, rows: pa.Table, people: pa.Array, seen: pa.Table, item_ids: pa.ChunkedArray, k: int
+        cls,
+        rows: pa.Table,
+        people: pa.Array,
+        seen: pa.Table,
+        item_ids: pa.ChunkedArray,
+        k: int,
+        limits: Limits,
     ) -> _Bucket:
         lists = list_matrix(rows, people, item_ids, k)
         user_of = pc.index_in(seen["user_id"], people).to_numpy()
-        return cls(people, lists, (user_of, seen["item_num"].to_numpy()))
+        item_of = seen["item_num"].to_numpy()
+        order = np.lexsort((item_of, user_of))
+        counts = np.bincount(user_of, minlength=len(people))
+        mine = ItemLists(np.r_[0, np.cumsum(counts)].astype(np.int64), item_of[order])
+        return cls(people, lists, mine, limits)
 
     def known(self, n_items: int) -> np.ndarray:
         mask: np.ndarray = (self.item_nums >= 0) & (self.item_nums < n_items)
@@ -158,14 +178,12 @@ class _Bucket:
         tally.rows += int(listed.sum())
         known = self.known(len(available))
         tally.unavailable += int((listed & ~known).sum() + (~available[self.item_nums[known]]).sum())
-        open_items = np.full(n_users, available.sum())
+        nums = np.where(known, self.item_nums, -1)
+        tally.limit_leak += int((known & ~self.limits.permits(nums, len(available))).sum())
         if excluding:
-            user_of, item_of = self.seen
-            np.subtract.at(open_items, user_of[available[item_of]], 1)
-            n_items = len(available)
-            users = np.broadcast_to(np.arange(n_users)[:, None], self.item_nums.shape)
-            pairs = users[known].astype(np.int64) * n_items + self.item_nums[known]
-            tally.seen_leak += int(np.isin(pairs, user_of.astype(np.int64) * n_items + item_of).sum())
+            tally.seen_leak += int((known & ~Filters(self.seen).allowed(nums)).sum())
+        open_items = self.limits.with_seen(self.seen if excluding else None).n_open(available)
+        tally.to_serve += int((open_items > 0).sum())
         tally.allowed += int(np.minimum(open_items, k).sum())
 
     def overlap(self, rows: pa.Table, items: pa.Table) -> np.ndarray:

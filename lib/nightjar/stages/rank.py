@@ -20,11 +20,13 @@ from nightjar.engines import spark
 from nightjar.kernels.diversity import Diversity, ItemTraits, rerank
 from nightjar.kernels.fallback import Fallback, fill
 from nightjar.kernels.interactions import Histories
+from nightjar.kernels.limits import Limits
 from nightjar.kernels.reasons import Reasons
 from nightjar.kernels.topk import ItemLists, TopK
 from nightjar.stage import Metrics, Night
 from nightjar.stages.blending import Blender, BlendInputs
 from nightjar.stages.buckets import read_histories, strings
+from nightjar.stages.limits import read_limits
 from nightjar.stages.weigh_events import EVERYONE
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
@@ -150,24 +152,23 @@ class RankPart:
         people = self.users.read_part(self.users.parts[bucket], ["user_id", "segment"])
         candidates = self.candidates.read_part(self.candidates.parts[bucket], ["user_id", "item_nums"])
         histories = read_histories(self.interactions, bucket)
+        limits = read_limits(self.candidates, bucket, strings(people["user_id"]))
         for start in range(0, len(people), BLOCK_USERS):
             block = people.slice(start, BLOCK_USERS)
             user_ids = strings(block["user_id"])
             mine = histories.aligned(user_ids)
-            barred = self._barred(mine)
+            bars = limits.take(np.arange(start, start + len(block))).with_seen(self._seen(mine))
             retrieved = _padded(candidates, block["user_id"].combine_chunks())
-            scored = catalogue.blender.best(mine, barred, retrieved, max(self.depth, self.params.k))
+            scored = catalogue.blender.best(mine, bars, retrieved, max(self.depth, self.params.k))
             lists, scores = self._ordered(scored.best, catalogue)
             reasons = catalogue.blender.reasons(scored, lists, self.params.n_reasons)
             segments = block["segment"].to_pylist()
-            filled, sources = self._filled(lists, barred, segments, catalogue)
+            filled, sources = self._filled(lists, bars, segments, catalogue)
             yield _rows(user_ids, filled, _scores(scores, filled, sources), sources, reasons, catalogue)
 
-    def _barred(self, histories: Histories) -> ItemLists:
-        """What each user of a block must not get."""
-        if self.exclude_seen:
-            return ItemLists(histories.indptr, histories.item_nums)
-        return ItemLists(np.zeros(len(histories) + 1, np.int64), np.empty(0, np.int64))
+    def _seen(self, histories: Histories) -> ItemLists | None:
+        """What each user of a block has seen, where that is excluded."""
+        return ItemLists(histories.indptr, histories.item_nums) if self.exclude_seen else None
 
     def _ordered(self, best: TopK, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
         """Lists (q, k) and their scores, diversified when asked for."""
@@ -185,10 +186,12 @@ class RankPart:
         )
 
     def _filled(
-        self, lists: np.ndarray, barred: ItemLists, segments: Sequence[str | None], catalogue: Catalogue
+        self, lists: np.ndarray, bars: Limits, segments: Sequence[str | None], catalogue: Catalogue
     ) -> tuple[np.ndarray, np.ndarray]:
         orders = [catalogue.fallbacks.get(segment or EVERYONE, catalogue.default) for segment in segments]
-        return fill(lists, np.full(lists.shape, PERSONAL, np.int8), barred, orders)
+        short = np.flatnonzero((lists < 0).any(axis=1))
+        cut = bars.for_fill(orders, short, len(catalogue.item_ids))
+        return fill(lists, np.full(lists.shape, PERSONAL, np.int8), bars.denied, cut)
 
 
 def _padded(candidates: pa.Table, user_ids: pa.Array) -> np.ndarray:
