@@ -91,7 +91,7 @@ class ChunkCache:
         self._holds_added = re.compile("|".join(map(re.escape, self._added)) or "(?!)").search
         self._lowers = self._splits_anywhere and _lowers(backend)
         self._fence = _fence(backend) if self._splits_anywhere else None
-        frame = self._frame()
+        frame = frame_of(encode, encode_special)
         self._prefix, self._suffix = frame or (b"", b"")
         self._room = 4 * max_length - len(self._prefix) - len(self._suffix)
         if frame is None:
@@ -103,15 +103,10 @@ class ChunkCache:
 
     def verify(self, texts: Sequence[str]) -> bool:
         """Compare with the tokenizer on ``texts``; one difference switches the table off for good."""
-        if self.off_because:
-            return False
-        rows = self(texts)
-        for i, (text, ids) in enumerate(zip(texts, self._full(texts), strict=True)):
-            if ids != rows.ids[rows.offsets[i] : rows.offsets[i + 1]].tolist():
-                self.off_because = f"its ids differ from the tokenizer's on {text[:40]!r}"
-                log.warning("the chunk cache is off: %s", self.off_because)
-                return False
-        return True
+        if not self.off_because and (text := first_difference(self, self._full, texts)) is not None:
+            self.off_because = f"its ids differ from the tokenizer's on {text[:40]!r}"
+            log.warning("the chunk cache is off: %s", self.off_because)
+        return not self.off_because
 
     def __call__(self, texts: Sequence[str]) -> TokenRows:
         """Ids of each text, special tokens included, cut at the maximum length."""
@@ -218,14 +213,26 @@ class ChunkCache:
             table[word] = data[4 * start : 4 * end]
             start = end + 1
 
-    def _frame(self) -> tuple[bytes, bytes] | None:
-        """Special tokens before and after a text, as bytes; None where they are not simply around it."""
-        whole = self._full([_ANCHOR])[0]
-        for at in range(len(whole) - len(self._anchor) + 1):
-            if whole[at : at + len(self._anchor)] == self._anchor:
-                after = whole[at + len(self._anchor) :]
-                return np.asarray(whole[:at], np.int32).tobytes(), np.asarray(after, np.int32).tobytes()
-        return None
+
+def frame_of(encode: Encode, encode_special: Encode) -> tuple[bytes, bytes] | None:
+    """Special tokens before and after a text, as int32 bytes; None where they are not simply around it."""
+    anchor, whole = encode([_ANCHOR])[0], encode_special([_ANCHOR])[0]
+    for at in range(len(whole) - len(anchor) + 1):
+        if whole[at : at + len(anchor)] == anchor:
+            after = whole[at + len(anchor) :]
+            return np.asarray(whole[:at], np.int32).tobytes(), np.asarray(after, np.int32).tobytes()
+    return None
+
+
+def first_difference(
+    table: Callable[[Sequence[str]], TokenRows], full: Encode, texts: Sequence[str]
+) -> str | None:
+    """The first text on which a table gives other ids than the tokenizer, or None."""
+    rows = table(texts)
+    for i, (text, ids) in enumerate(zip(texts, full(texts), strict=True)):
+        if ids != rows.ids[rows.offsets[i] : rows.offsets[i + 1]].tolist():
+            return text
+    return None
 
 
 def _fence(backend: Any) -> tuple[str, int] | None:

@@ -25,7 +25,7 @@ f32 = np.float32
 _ZERO, _HALF, _ONE = f32(0), f32(0.5), f32(1)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """Compile at the first call, keeping the machine code on disk where a folder for it can be written."""
     try:
         return njit(cache=True, **_OPTIONS)(function)
@@ -107,7 +107,7 @@ def _norm_row(x: Any, gain: Any, shift: Any, eps: Any) -> None:
         x[c] = (x[c] - mean) * inverse * gain[c] + shift[c]
 
 
-@_compiled
+@compiled
 def add_norm(y: Any, residual: Any, gain: Any, shift: Any, eps: Any) -> None:
     """LayerNorm(y + residual) into ``residual``: y, residual (T, C) float32."""
     for t in range(y.shape[0]):
@@ -116,14 +116,14 @@ def add_norm(y: Any, residual: Any, gain: Any, shift: Any, eps: Any) -> None:
         _norm_row(residual[t], gain, shift, eps)
 
 
-@_compiled
+@compiled
 def quantize(x: Any, q: Any, scale: Any) -> None:
     """Per-row symmetric int8 of x (T, C): q (T, C) int8 and scale (T,) with x ~ q * scale."""
     for t in range(x.shape[0]):
         scale[t] = _quantize_row(x[t], q[t])
 
 
-@_compiled
+@compiled
 def dequantize(acc: Any, row_scale: Any, col_scale: Any, bias: Any, out: Any) -> None:
     """acc (T, C) int32 times both scales plus bias, into out (T, C) float32."""
     for t in range(acc.shape[0]):
@@ -132,7 +132,7 @@ def dequantize(acc: Any, row_scale: Any, col_scale: Any, bias: Any, out: Any) ->
             out[t, c] = f32(acc[t, c]) * s * col_scale[c] + bias[c]
 
 
-@_compiled
+@compiled
 def dequantize_add_norm_quantize(
     acc: Any, scales: Any, bias: Any, x: Any, norm: Any, q: Any, q_scale: Any
 ) -> None:
@@ -150,7 +150,7 @@ def dequantize_add_norm_quantize(
         q_scale[t] = _quantize_row(x[t], q[t])
 
 
-@_compiled
+@compiled
 def dequantize_gelu_quantize(acc: Any, scales: Any, bias: Any, q: Any, q_scale: Any) -> None:
     """One pass from an int32 product to the next int8 input: q ~ GELU(product + bias) / q_scale."""
     row_scale, col_scale = scales
@@ -173,7 +173,7 @@ def attention(head_dim: int) -> Any:
     """
     size = head_dim
 
-    @_compiled
+    @compiled
     def attend(qkv: Any, starts: Any, lengths: Any, out: Any) -> None:
         width, room = out.shape[1], (np.max(lengths) + 15) // 16 * 16
         scale = _ONE / np.sqrt(f32(size))

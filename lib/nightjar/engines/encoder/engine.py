@@ -66,6 +66,7 @@ class Encoder:
             "path": self._choice.path,
             "packed": self._choice.backbone.packed,
             "passed_over": self._choice.passed_over,
+            "tokenized_by": self._tokenizer.way,
             "word_table_off": self._tokenizer.table_is_off_because,
         }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers.normalizers import Lowercase
@@ -19,6 +20,20 @@ from nightjar.errors import ConfigError
 
 # Texts of the data on which the word table is compared with the tokenizer before it is used: 10 ms of work.
 _CHECKED_TEXTS = 256
+
+
+class Table(Protocol):
+    """A faster way to the tokenizer's ids; ``off_because`` says why it may not be used."""
+
+    off_because: str
+
+    def __call__(self, texts: Sequence[str]) -> TokenRows:
+        """Ids of each text, special tokens included, cut at the maximum length."""
+        ...
+
+    def verify(self, texts: Sequence[str]) -> bool:
+        """Compare with the tokenizer on ``texts``; one difference switches it off for good."""
+        ...
 
 
 class Tokenizer:
@@ -45,14 +60,14 @@ class Tokenizer:
         self.max_length = layout.max_length
         self.prompt = layout.prompt
         self.backend: Any = getattr(self.hf, "backend_tokenizer", None)
-        self._table: ChunkCache | None = None
+        self._tables: list[Table] = []
         self._checked = False
         self._check_segments()
         if (
             self.backend is not None
         ):  # after the check: a call of the transformers tokenizer resets truncation
             self._set_up_backend(layout.do_lower_case)
-            self._table = self._make_table()
+            self._tables = self._make_tables()
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -66,8 +81,8 @@ class Tokenizer:
         """Token ids of ``prompt + text`` for every text, special tokens included, cut at max_length."""
         if self.prompt:
             texts = [self.prompt + text for text in texts]
-        if self._table is not None and self._checked_on(texts):
-            return self._table(texts)
+        if (table := self._checked_on(texts)) is not None:
+            return table(texts)
         rows = self._encode(texts)
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
@@ -76,16 +91,27 @@ class Tokenizer:
 
     @property
     def table_is_off_because(self) -> str:
-        """Why every text goes through the tokenizer itself; empty while words are looked up."""
-        return self._table.off_because if self._table is not None else "the tokenizer is not a fast one"
+        """Why every text goes through the tokenizer itself; empty while a faster way gives its ids."""
+        if not self._tables:
+            return "the tokenizer is not a fast one that cuts on the right"
+        return "" if self._table is not None else "; ".join(table.off_because for table in self._tables)
 
-    def _checked_on(self, texts: Sequence[str]) -> bool:
-        """Whether the table may be used, after it was compared on the first texts of the data."""
-        table = self._table
-        if table is not None and not self._checked:
+    @property
+    def way(self) -> str:
+        """How texts are tokenised: by the compiled kernel, by the table of words, or by the tokenizer."""
+        return type(self._table).__name__ if self._table is not None else "tokenizer"
+
+    @property
+    def _table(self) -> Table | None:
+        """The fastest way that gave the tokenizer's own ids so far."""
+        return next((table for table in self._tables if not table.off_because), None)
+
+    def _checked_on(self, texts: Sequence[str]) -> Table | None:
+        """The way to use: the first that gives the tokenizer's ids on the first texts of the data too."""
+        if not self._checked:
             self._checked = True
-            table.verify(texts[:_CHECKED_TEXTS])
-        return table is not None and not table.off_because
+            any(table.verify(texts[:_CHECKED_TEXTS]) for table in self._tables)
+        return self._table
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._uncut.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -117,12 +143,20 @@ class Tokenizer:
             steps = [Lowercase(), *([normalizer] if normalizer is not None else [])]
             self.backend.normalizer = NormalizerSequence(steps)
 
-    def _make_table(self) -> ChunkCache | None:
+    def _make_tables(self) -> list[Table]:
+        """The faster ways, the fastest first; each knows whether it may be used."""
         if self.hf.truncation_side != "right":
-            return None
+            return []
         self._uncut = type(self.backend).from_str(self.backend.to_str())
         self._uncut.no_truncation()
-        return ChunkCache(self._plain, self._encode, self.backend, self.max_length)
+        given = self._plain, self._encode, self.backend, self.max_length
+        tables: list[Table] = [ChunkCache(*given)]
+        if importlib.util.find_spec("numba") is not None:
+            # Imported here: numba is optional and takes a second to load.
+            from nightjar.engines.encoder.wordpiece import WordPiece
+
+            tables.insert(0, WordPiece(*given))
+        return tables
 
     def _check_segments(self) -> None:
         encoded = self.hf("a probe of two words", return_token_type_ids=True)
