@@ -149,11 +149,11 @@ class WordPiece:
     def __call__(self, texts: Sequence[str]) -> TokenRows:
         """Ids of each text, special tokens included, cut at the maximum length."""
         ids, ends = self._run(texts)
-        failed = np.flatnonzero(ends < 0)
-        if len(failed) and self._characters.learn([texts[i] for i in failed]):
+        failed = np.flatnonzero(ends < 0).tolist()
+        if failed and self._characters.learn([texts[i] for i in failed]):
             ids, ends = self._run(texts)
-            failed = np.flatnonzero(ends < 0)
-        odd = {int(i) for i in failed} | self._holding_added(texts)
+            failed = np.flatnonzero(ends < 0).tolist()
+        odd = set(failed) | self._holding_added(texts)
         filled = np.maximum.accumulate(np.concatenate([[0], ends]))
         return TokenRows(ids, filled) if not odd else self._with(TokenRows(ids, filled), texts, sorted(odd))
 

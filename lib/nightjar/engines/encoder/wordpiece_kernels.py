@@ -114,6 +114,11 @@ def encode(
     ascii_kind, ascii_byte, entry, spelled = characters
     prefix, suffix, room, unknown, longest = rules
     word = np.empty(4 * longest + 4, np.uint8)
+    byte: Any  # numba types these itself
+    kind: Any
+    count: Any
+    source: Any
+    size: Any
     at, n_failed = 0, 0
     for i in range(starts.shape[0]):
         begin = at
