@@ -1,6 +1,9 @@
 """A million short texts through encode_items, killed twice on the way, and a second night with 1% new texts.
 
-    python -m bench.encode_million [--texts 1000000] [--precision int8] [--actors 2] [--rows-per-part 5000]
+    python -m bench.encode_million [--texts 1000000] [--words 3 9] [--precision int8] [--actors 2]
+                                   [--rows-per-part 5000]
+
+A text is `--words` (least, most) words of a made-up language, by Zipf's law, and its number.
 
 Each run is a process of its own that starts its own Ray; it is killed with SIGKILL when a third and when two
 thirds of the parts are done. Every actor notes what it starts to encode and its largest resident size, so
@@ -44,6 +47,8 @@ FIRST = date(2026, 1, 1)
 NEW, REPEATED = 0.01, 0.1
 """Shares of texts that are new on the second night, and that more than one item has."""
 WORDS = 30_000
+KEPT = ("encoded", "resumed", "reused", "repeated", "tokens", "tokens_per_second", "actor_seconds")
+"""Metrics of a night's last run that the result keeps."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _options(argv: Sequence[str] | None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--texts", type=int, default=1_000_000)
+    parser.add_argument("--words", type=int, nargs=2, default=[3, 9], metavar=("LEAST", "MOST"))
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--actors", type=int, default=os.cpu_count())
     parser.add_argument("--rows-per-part", type=int, default=5000)
@@ -146,10 +152,10 @@ def _measure(options: Any, folder: Path) -> dict[str, Any]:
         "first_seconds": round(seconds, 1),
         "peak_mib_of_each_actor": sorted(peak >> 10 for peak in peaks),
         "driver_peak_mib": first["driver_peak_mib"],
-        "last_run": {name: first[name] for name in ("encoded", "resumed", "repeated", "tokens_per_second")},
+        "last_run": {name: first[name] for name in KEPT},
         "second_seconds": round(time.monotonic() - started, 1),
         "second_new": n_new - n_distinct,
-        "second": {name: second[name] for name in ("encoded", "reused", "repeated", "actor_seconds")},
+        "second": {name: second[name] for name in KEPT},
         "second_driver_peak_mib": second["driver_peak_mib"],
     }
 
@@ -161,7 +167,7 @@ def _write_texts(options: Any, night: int) -> tuple[int, int]:
     n_rows = int(options.texts * (1 + NEW * night))
     files: list[FileEntry] = []
     numbers: set[int] = set()
-    for part, texts in enumerate(_texts(n_rows, options.rows_per_part)):
+    for part, texts in enumerate(_texts(n_rows, options)):
         start = part * options.rows_per_part
         numbers.update(number for number, _ in texts)
         columns = {
@@ -177,15 +183,16 @@ def _write_texts(options: Any, night: int) -> tuple[int, int]:
     return len(numbers), n_rows
 
 
-def _texts(n: int, rows_per_part: int) -> Iterator[list[tuple[int, str]]]:
+def _texts(n: int, options: Any) -> Iterator[list[tuple[int, str]]]:
     """Parts of (number of the text, text): mostly row i has text i, whatever n is."""
     syllables = ["ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sta", "tre", "vi", "qui", "zu"]
-    rng = np.random.default_rng(0)
+    rng, (least, most) = np.random.default_rng(0), options.words
+    rows_per_part = options.rows_per_part
     words = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(WORDS)]
 
     def text(i: int) -> str:
         own = np.random.default_rng(i)
-        ranks = (WORDS ** own.random(int(own.integers(3, 10)))).astype(int) - 1  # Zipf's law
+        ranks = (WORDS ** own.random(int(own.integers(least, most + 1)))).astype(int) - 1  # Zipf's law
         return " ".join([*(words[rank] for rank in ranks), str(i)])
 
     for start in range(0, n, rows_per_part):
@@ -239,7 +246,13 @@ def _report(options: Any, figures: dict[str, Any]) -> None:
     for name, value in figures.items():
         print(f"{name:24} {value}")
     RESULTS.parent.mkdir(exist_ok=True)
-    line = {"bench": "encode_million", **machine.facts(), "precision": options.precision, **figures}
+    line = {
+        "bench": "encode_million",
+        **machine.facts(),
+        "precision": options.precision,
+        "words": options.words,
+        **figures,
+    }
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     second = figures["second"]["encoded"] / figures["encoded"]

@@ -46,6 +46,30 @@ def _as_float(_context: Any, _bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_int(_context: Any, _value: Any) -> Any:
+    """The int32 whose bits are those of a float32."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+# A largest float is looked for among integers: without the promise that there is no NaN, LLVM takes the
+# values one by one (4 cycles each). As integers, absolute values keep their order, and a NaN is the largest.
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+# 1.5 * 2^23: a float of at most 2^22 added to it has its nearest integer (half to even) in its lowest bits.
+_ROUNDER, _ROUNDER_BITS = f32(12582912), np.int32(0x4B400000)
+
+
+@_inlined  # type: ignore[untyped-decorator]
+def _ordered(x: Any) -> Any:
+    """An int32 that is ordered as x is; its own inverse, from bits to bits."""
+    bits = _as_int(x)
+    return bits ^ ((bits >> np.int32(31)) & _MAGNITUDE)
+
+
 _LOG2_E, _LN2_HIGH, _LN2_LOW, _EXP_LOW = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4), f32(-87)
 _E0, _E1, _E2 = f32(1.9875691500e-4), f32(1.3981999507e-3), f32(8.3334519073e-3)
 _E3, _E4, _E5 = f32(4.1665795894e-2), f32(1.6666665459e-1), f32(5.0000001201e-1)
@@ -81,12 +105,13 @@ def _gelu(x: Any) -> Any:
 @_inlined  # type: ignore[untyped-decorator]
 def _quantize_row(x: Any, q: Any) -> Any:
     """Write round(x / s) as int8 and return s, the largest |x| / 127; a zero row gets zeros and s = 0."""
-    largest = _ZERO
+    bits = np.int32(0)
     for c in range(x.shape[0]):
-        largest = max(largest, abs(x[c]))
+        bits = max(bits, _as_int(x[c]) & _MAGNITUDE)
+    largest = _as_float(bits)
     inverse = f32(127) / largest if largest > _ZERO else _ZERO
     for c in range(x.shape[0]):
-        q[c] = np.int8(np.rint(x[c] * inverse))
+        q[c] = np.int8(_as_int(x[c] * inverse + _ROUNDER) - _ROUNDER_BITS)
     return largest / f32(127)
 
 
@@ -218,9 +243,10 @@ def attention(head_dim: int) -> Any:
                                     + q4 * kt[d + 4, j] + q5 * kt[d + 5, j] + q6 * kt[d + 6, j] + q7 * kt[d +
                                     7, j]
                                 )  # fmt: skip
-                    largest = p[0]
+                    top = _ordered(p[0])
                     for j in range(1, length):
-                        largest = max(largest, p[j])
+                        top = max(top, _ordered(p[j]))
+                    largest = _as_float(top ^ ((top >> np.int32(31)) & _MAGNITUDE))
                     for block in range(n_blocks):
                         for lane in range(16):
                             p[block * 16 + lane] = _exp((p[block * 16 + lane] - largest) * scale)
