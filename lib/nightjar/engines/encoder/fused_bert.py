@@ -27,8 +27,8 @@ FAMILIES = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel"}
 # oneDNN compiles a kernel for every new number of rows (about 5 ms): rows are filled up to a multiple of
 # this.
 _ROUND_ROWS = 64
-# Longer sequences go to torch's SDPA, which overtakes the numba kernel between 40 and 80 tokens on an AMD EPYC
-# (Zen 5) and at about 25 on an Intel Sapphire Rapids.
+# Longer sequences go to torch's SDPA, which overtakes the numba kernel between 40 and 80 tokens on a
+# Zen 5 and at about 25 on a Sapphire Rapids.
 _SHORT = 32
 
 
