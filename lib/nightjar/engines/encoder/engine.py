@@ -20,8 +20,9 @@ from nightjar.engines.encoder.peak import measured_peak
 from nightjar.engines.encoder.pooling import Head, Pooler, finish, load_head
 from nightjar.engines.encoder.runner import Runner, keep_freed_memory
 from nightjar.engines.encoder.selection import choose
-from nightjar.engines.encoder.spec import EncoderSpec, EncodeStats
+from nightjar.engines.encoder.spec import EncoderSpec, EncodeStats, TextEncoder
 from nightjar.engines.encoder.tokens import Tokenizer
+from nightjar.engines.encoder.two_tower import TwoTower
 from nightjar.errors import ConfigError, InputError
 
 # Texts sorted by token count together. 32,768 titles give batches whose lengths differ by a token or two;
@@ -38,6 +39,7 @@ class Encoder:
         self.layout = layout
         self.fingerprint = model_fingerprint(spec)
         self.last_stats = EncodeStats()
+        self.bad_images: dict[int, str] = {}  # a model for texts alone is given none
         self._device = torch.device(spec.device)
         self._tokenizer = Tokenizer(layout, spec.threads)
         with torch.inference_mode():
@@ -178,13 +180,14 @@ class Encoder:
         return float(per_weight * lengths.sum() + per_length * np.square(lengths.astype(np.float64)).sum())
 
 
-def load_encoder(spec: EncoderSpec) -> Encoder:
-    """Load the model of ``spec`` from local files.
+def load_encoder(spec: EncoderSpec) -> TextEncoder:
+    """Load the model of ``spec`` from local files: one for texts, or one for texts and pictures.
 
     Raises:
         ConfigError: the model is not here, is incomplete, or is one this engine cannot reproduce.
     """
-    return Encoder(spec, read_layout(spec))
+    layout = read_layout(spec)
+    return Encoder(spec, layout) if layout.towers is None else TwoTower(spec, layout)
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:

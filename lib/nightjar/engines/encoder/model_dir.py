@@ -51,6 +51,12 @@ _OFFSET_POSITIONS = {
     "data2vec-text",
 }
 NO_LIMIT = 1_000_000
+TWO_TOWERS: dict[str, dict[str, int]] = {
+    "clip": {"positions": 77, "image": 224, "patch": 32},
+    "siglip": {"positions": 64, "image": 224, "patch": 16},
+}
+"""Models with a text and an image tower, and the sizes that a config.json leaves out where they are these."""
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,34 @@ class HeadModule:
     kind: str
     path: Path
     config: Json
+
+
+@dataclass(frozen=True)
+class ImageSteps:
+    """What a model's image processor does, as its file says.
+
+    size: the shorter edge, or (height, width), or None where nothing is resized; resample: Pillow's number of
+    the filter; crop: (height, width) of the middle, or None. A byte b of a channel becomes scale·b + offset.
+    """
+
+    size: int | tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    scale: tuple[float, float, float]
+    offset: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TwoTowers:
+    """What else the directory of a model with a text and an image tower says.
+
+    n_image_tokens: patches of a picture and the class token; pad_to: the length that texts are padded to
+    where the model was trained so (SigLIP), or None.
+    """
+
+    steps: ImageSteps
+    n_image_tokens: int
+    pad_to: int | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +112,7 @@ class ModelLayout:
     max_length: int
     dims: int | None
     files: tuple[Path, ...] = field(repr=False)
+    towers: TwoTowers | None = None
 
     @property
     def do_lower_case(self) -> bool:
@@ -104,6 +139,8 @@ def read_layout(spec: EncoderSpec) -> ModelLayout:
     transformer_dir = root / modules[0]["path"]
     hf_config = _read_json(transformer_dir / "config.json")
     transformer_config = _transformer_config(transformer_dir)
+    if hf_config.get("model_type") in TWO_TOWERS:
+        return _two_towers(spec, root, revision, transformer_dir, hf_config)
     pooling, include_prompt, n_used = _pooling(root, modules, hf_config)
     head = tuple(_head_module(root, module) for module in modules[1 + n_used :] if _kind(module) != "Dropout")
     saved = _read_json(root / "config_sentence_transformers.json", missing_ok=True)
@@ -140,7 +177,97 @@ def model_fingerprint(spec: EncoderSpec) -> str:
         "normalize": spec.normalize,
         "precision": spec.precision,
     }
+    if layout.towers is not None:
+        content |= {"text_weight": spec.text_weight, "image_weight": spec.image_weight}
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _two_towers(
+    spec: EncoderSpec, root: Path, revision: str | None, folder: Path, hf_config: Json
+) -> ModelLayout:
+    """The layout of a CLIP or SigLIP directory: transformers' own files, no sentence-transformers modules."""
+    kind = str(hf_config["model_type"])
+    if spec.pooling is not None or spec.precision == "int8":
+        what = f"pooling {spec.pooling!r}" if spec.pooling is not None else "precision int8"
+        raise ConfigError(f"{folder} holds a two-tower model ({kind}), which knows no {what}")
+    sizes = TWO_TOWERS[kind]
+    text, vision = (hf_config.get(key) or {} for key in ("text_config", "vision_config"))
+    positions = int(text.get("max_position_embeddings", sizes["positions"]))
+    if (spec.max_length or 0) > positions:
+        raise ConfigError(
+            f"encoder max_length {spec.max_length} is more than the {positions} positions of the model"
+        )
+    edge, patch = (int(vision.get(f"{key}_size", sizes[key])) for key in ("image", "patch"))
+    saved = _read_json(root / "config_sentence_transformers.json", missing_ok=True)
+    files = set(_param_files(root, folder, [{"path": ""}]))
+    files |= {folder / name for name in _IMAGE_FILES if (folder / name).is_file()}
+    return ModelLayout(
+        root=root,
+        revision=revision,
+        transformer_dir=folder,
+        transformer_config={},
+        hf_config=hf_config,
+        pooling=("features",),
+        include_prompt=True,
+        head=(),
+        prompt=_resolve_prompt(spec, saved),
+        max_length=spec.max_length or positions,
+        dims=spec.dims or saved.get("truncate_dim"),
+        files=tuple(sorted(files)),
+        towers=TwoTowers(
+            _image_steps(folder), (edge // patch) ** 2 + 1, positions if kind == "siglip" else None
+        ),
+    )
+
+
+def _image_steps(folder: Path) -> ImageSteps:
+    """The steps of the image processor that the directory saved, by the keys of transformers' processors."""
+    config = _read_json(folder / "preprocessor_config.json", missing_ok=True)
+    config = (
+        config or _read_json(folder / "processor_config.json", missing_ok=True).get("image_processor") or {}
+    )
+    if not config:
+        raise ConfigError(
+            f"{folder} has neither preprocessor_config.json nor an image_processor in processor_config.json: "
+            "nothing says how its pictures are prepared"
+        )
+    if config.get("do_pad") or config.get("do_rescale") is False:
+        raise ConfigError(
+            f"{folder}: its image processor pads or does not rescale, which this engine does not do"
+        )
+    mean, std = (_three(config, key, folder) for key in ("image_mean", "image_std"))
+    factor = float(config.get("rescale_factor", 1 / 255))
+    crop = _edges(config.get("crop_size")) if config.get("do_center_crop", False) else None
+    return ImageSteps(
+        size=_edges(config.get("size")) if config.get("do_resize", True) else None,
+        resample=int(config.get("resample", 3)),
+        crop=(crop, crop) if isinstance(crop, int) else crop,
+        scale=(factor / std[0], factor / std[1], factor / std[2]),
+        offset=(-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]),
+    )
+
+
+def _three(config: Json, key: str, folder: Path) -> tuple[float, float, float]:
+    """A value for each colour channel; the neutral one where nothing is normalised."""
+    if not config.get("do_normalize", True):
+        return (0.0, 0.0, 0.0) if key == "image_mean" else (1.0, 1.0, 1.0)
+    found = config.get(key)
+    if not isinstance(found, list) or len(found) != 3:
+        raise ConfigError(
+            f"{folder}: its image processor normalises, but {key} is {found!r}, not three numbers"
+        )
+    return float(found[0]), float(found[1]), float(found[2])
+
+
+def _edges(size: Any) -> int | tuple[int, int] | None:
+    """A size of a processor's file: a number or {shortest_edge} is an int, {height, width} a pair."""
+    if size is None or isinstance(size, int):
+        return size
+    if set(size) == {"shortest_edge"}:
+        return int(size["shortest_edge"])
+    if {"height", "width"} <= set(size):
+        return int(size["height"]), int(size["width"])
+    raise ConfigError(f"an image size of {size} is not known: shortest_edge, or height and width")
 
 
 def _modules(root: Path) -> list[Json]:
@@ -150,6 +277,8 @@ def _modules(root: Path) -> list[Json]:
             raise ConfigError(f"{root} holds neither modules.json nor config.json: it is no model directory")
         return [{"path": "", "type": "sentence_transformers.models.Transformer"}]
     modules: list[Json] = sorted(json.loads(path.read_text("utf-8")), key=lambda module: int(module["idx"]))
+    if len(modules) == 1 and _kind(modules[0]) == "CLIPModel":
+        return modules
     if not modules or _kind(modules[0]) != "Transformer":
         raise ConfigError(
             f"{path} does not start with a Transformer module: this engine encodes with transformers"

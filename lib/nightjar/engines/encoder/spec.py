@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nightjar.errors import ConfigError
 
@@ -24,7 +29,8 @@ class EncoderSpec:
     already in the local Hugging Face cache), ``prompt`` (text put before every text) or ``prompt_name`` (a
     prompt the model saved), ``pooling`` (mode names joined by ``+``; None: what the model's files say),
     ``max_length`` in tokens (None: what the files say), ``dims`` (keep the first ``dims`` values,
-    Matryoshka), ``normalize`` (unit length), ``precision`` (fp32, bf16, fp16, int8).
+    Matryoshka), ``normalize`` (unit length), ``precision`` (fp32, bf16, fp16, int8); of a two-tower model
+    ``text_weight`` and ``image_weight`` (what each counts in the vector of an ``Illustrated`` text).
     Resources (not in the fingerprint): ``token_budget`` tokens a batch (0: chosen for the device),
     ``device``, ``threads``.
 
@@ -40,6 +46,8 @@ class EncoderSpec:
     dims: int | None = None
     normalize: bool = True
     precision: str = "fp32"
+    text_weight: float = 1.0
+    image_weight: float = 1.0
     token_budget: int = 0
     device: str = "cpu"
     threads: int = 1
@@ -59,6 +67,8 @@ class EncoderSpec:
         for name, value in (("max_length", self.max_length), ("dims", self.dims), ("threads", self.threads)):
             if value is not None and value < 1:
                 raise ConfigError(f"encoder {name} is {value}: it must be at least 1")
+        if self.text_weight < 0 or self.image_weight < 0 or self.text_weight + self.image_weight == 0:
+            raise ConfigError("encoder text_weight and image_weight must be 0 or more, one of them above 0")
         if self.token_budget < 0:
             raise ConfigError(
                 f"encoder token_budget is {self.token_budget}: use 0 (chosen for the device) or more"
@@ -80,6 +90,40 @@ class EncoderSpec:
     def budget(self) -> int:
         """Tokens a batch may hold."""
         return self.token_budget or (GPU_TOKEN_BUDGET if self.on_gpu else CPU_TOKEN_BUDGET)
+
+
+@dataclass(frozen=True)
+class Illustrated:
+    """A text with a picture: ``image`` is a path, a URI, or a data: URI that holds the file itself."""
+
+    text: str
+    image: str
+
+
+class TextEncoder(Protocol):
+    """What the stages that encode ask of an encoder; ``Encoder`` and ``TwoTower`` are two."""
+
+    fingerprint: str
+    last_stats: EncodeStats
+
+    @property
+    def dim(self) -> int:
+        """Values in a vector."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What encoded, for a manifest."""
+
+    @property
+    def peak_flops(self) -> float:
+        """Operations a second of a bare matrix product here."""
+
+    @property
+    def bad_images(self) -> Mapping[int, str]:
+        """Of the last call: place -> why its picture was not used."""
+
+    def encode(self, texts: Sequence[Any]) -> NDArray[np.float32]:
+        """Vectors (n, dim) of the texts, row i for text i."""
 
 
 @dataclass(frozen=True)
