@@ -61,10 +61,11 @@ on_local() {
 on_spark clean_events      # events_raw (all scenes)                      -> events, quarantine
 on_spark build_items       # items_raw (+ knowledge triples), events      -> items, item_text, items_quarantine
 on_ray   encode_items      # item_text                                    -> item_embeddings, embeddings_quarantine   (GPU; incremental)
-on_spark weigh_events      # events, items, users_raw                     -> interactions, users, popularity
-on_ray   learn_taste       # item_embeddings, interactions                -> item_vectors, neighbours
+on_spark weigh_events      # events, items, users_raw                     -> interactions, users, popularity, user_texts, query_text
+on_ray   encode_queries    # query_text                                   -> query_embeddings, queries_quarantine   (GPU; incremental)
+on_ray   learn_taste       # item_embeddings, interactions                -> item_vectors, neighbours, query_vectors
 on_ray   fit_blend         # interactions, neighbours                     -> blend, item_signals
-on_spark aggregate_users   # interactions, users, item_vectors            -> user_vectors
+on_spark aggregate_users   # interactions, user_texts, item_vectors        -> user_vectors
 on_ray   build_index       # item_vectors                                 -> index_shards
 on_ray   retrieve          # user_vectors, interactions, index_shards     -> candidates
 on_spark rank              # candidates, interactions, neighbours, blend  -> recommendations

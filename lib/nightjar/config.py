@@ -121,6 +121,11 @@ class EventType(Section):
     item: bool = Field(
         True, description="false for events that name no item, such as a search without a click"
     )
+    words: Literal["query", "review", "none"] = Field(
+        "query",
+        description="what the column `query` holds here: a search, the text of a review, or nothing that "
+        "should shape the profile",
+    )
 
 
 EVENT_COLUMNS = ("event_id", "user_id", "item_id", "event_type", "event_time", "value", "query", "segment")
@@ -240,12 +245,20 @@ class BuildItems(Section):
 
 
 class UserSource(Files):
-    """Known users beyond those in the log, and the segment of each."""
+    """Known users beyond those in the log, the segment of each, and what they said they like, as text."""
 
     @model_validator(mode="after")
     def _known_columns(self) -> UserSource:
-        _known(self, ("user_id", "segment"), ("user_id",))
+        _known(self, ("user_id", "segment", "interests"), ("user_id",))
         return self
+
+
+class Words(Section):
+    """What a user's words count beside an item event of the same weight; 0: they are not even encoded."""
+
+    query: Factor = 1.0
+    review: Factor = 1.0
+    interests: Factor = Field(1.0, description="like one event of this weight that never grows old")
 
 
 class WeighEvents(Section):
@@ -257,6 +270,8 @@ class WeighEvents(Section):
     popularity_half_life_days: float = Field(14.0, gt=0)
     popularity_items: Positive = Field(2000, description="most popular items kept for each segment")
     user_parts: Positive = Field(8, description="buckets of users; every user table has a file for each")
+    words: Words = Field(default_factory=Words, description="searches, reviews, stated interests")
+    texts_per_part: Positive = Field(5_000, description="distinct texts of users in one part of query_text")
     resources: Resources = resources()
 
 
@@ -285,6 +300,20 @@ class EncodeItems(Section):
         allow_inf_nan=False,
         json_schema_extra=RESOURCE,
         description="what an hour of one actor costs; the manifest then tells what a million items cost",
+    )
+    resources: Resources = resources()
+
+
+class EncodeQueries(Section):
+    """Texts of users -> embeddings: the model of encode_items, with the prompt that it knows queries by."""
+
+    prompt: str | None = None
+    prompt_name: str | None = Field(
+        "query", description="of the prompts that the model saved; none: no prompt"
+    )
+    retry_quarantined: bool = False
+    hourly_price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, json_schema_extra=RESOURCE, description="as in encode_items"
     )
     resources: Resources = resources()
 
@@ -521,6 +550,7 @@ class NightConfig(Section):
     build_items: BuildItems
     encode_items: EncodeItems = Field(default_factory=EncodeItems)
     weigh_events: WeighEvents = Field(default_factory=WeighEvents)
+    encode_queries: EncodeQueries = Field(default_factory=EncodeQueries)
     learn_taste: LearnTaste = Field(default_factory=LearnTaste)
     fit_blend: FitBlend = Field(default_factory=FitBlend)
     aggregate_users: AggregateUsers = Field(default_factory=AggregateUsers)

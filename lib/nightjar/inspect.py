@@ -19,9 +19,12 @@ from nightjar.store import Committed, Dataset, Store, committed_dates, damage, l
 from nightjar.tables import (
     INTERACTIONS,
     ITEMS,
+    QUERY_TEXT,
     RECOMMENDATIONS,
     TABLES,
+    USER_TEXTS,
     USERS,
+    WEIGHT_ONE,
     table_named,
 )
 
@@ -145,7 +148,8 @@ def show_user(store: Store, user_id: str, ds: str | None = None) -> str:
     titles = _titles(store, date, sorted(wanted))
     segment = people[0]["segment"] if people else None
     head = f"user {user_id}" + (f", segment {segment}" if segment else "") + f", night {date}"
-    return "\n".join([head, _text(_history_table(history, titles)), _text(_list_table(rows, titles))])
+    said = [_text(table) for table in _said_tables(store, date, user_id)]
+    return "\n".join([head, _text(_history_table(history, titles)), *said, _text(_list_table(rows, titles))])
 
 
 def _rows_of(committed: Committed, user_id: str) -> pa.Table:
@@ -170,6 +174,31 @@ def _history(store: Store, ds: str, user_id: str) -> list[dict[str, Any]]:
     at = pc.index_in(interactions["item_num"], items["item_num"].combine_chunks())
     rows = interactions.append_column("item_id", items["item_id"].take(at))
     return list(rows.sort_by([("last_event_time", "descending"), ("item_num", "ascending")]).to_pylist())
+
+
+def _said_tables(store: Store, ds: str, user_id: str) -> Iterator[RichTable]:
+    """What the user wrote, newest first; nothing where nobody did or the night is older than such texts."""
+    committed = Dataset(store, USER_TEXTS, ds).committed()
+    texts = Dataset(store, QUERY_TEXT, ds).committed()
+    rows = _rows_of(committed, user_id) if committed and texts else None
+    if rows is None or not len(rows) or texts is None:
+        return
+    table = _table("last time (UTC)", "weight", "kind", "text", title=f"wrote: {len(rows)} texts")
+    order = [("last_event_time", "descending"), ("text_num", "ascending")]
+    for row in rows.sort_by(order).slice(0, HISTORY_SHOWN).to_pylist():
+        when = row["last_event_time"].strftime("%Y-%m-%d %H:%M") if row["last_event_time"] else "-"
+        weight = f"{row['strength'] / WEIGHT_ONE:.2f}"
+        table.add_row(when, weight, row["kind"], _text_at(texts, row["text_num"])[:80])
+    yield table
+
+
+def _text_at(texts: Committed, text_num: int) -> str:
+    """Row `text_num` of query_text, from the part that holds it."""
+    for entry in texts.parts:
+        if text_num < entry.rows:
+            return str(texts.read_part(entry, ["text"])["text"][text_num])
+        text_num -= entry.rows
+    return ""
 
 
 def _titles(store: Store, ds: str, item_ids: list[str]) -> dict[str, str]:

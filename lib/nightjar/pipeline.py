@@ -22,9 +22,14 @@ from nightjar.tables import (
     NEIGHBOURS,
     POPULARITY,
     QUARANTINE,
+    QUERIES_QUARANTINE,
+    QUERY_EMBEDDINGS,
+    QUERY_TEXT,
+    QUERY_VECTORS,
     RECOMMENDATIONS,
     TRUTH,
     USER_METRICS,
+    USER_TEXTS,
     USER_VECTORS,
     USERS,
 )
@@ -58,15 +63,22 @@ WEIGH_EVENTS = Stage(
     "weigh_events",
     "spark",
     reads=(Window(EVENTS), ITEMS, USERS_RAW),
-    writes=(INTERACTIONS, USERS, POPULARITY),
+    writes=(INTERACTIONS, USERS, POPULARITY, USER_TEXTS, QUERY_TEXT),
     also=("clean_events",),  # the weights of scenes and event types stand there
     version=2,
+)
+ENCODE_QUERIES = Stage(
+    "encode_queries",
+    "ray",
+    reads=(QUERY_TEXT, MODEL),
+    writes=(QUERY_EMBEDDINGS, QUERIES_QUARANTINE),
+    also=("encode_items",),  # the model, the same as for items
 )
 LEARN_TASTE = Stage(
     "learn_taste",
     "ray",
-    reads=(ITEM_TEXT, ITEM_EMBEDDINGS, INTERACTIONS),
-    writes=(ITEM_VECTORS, NEIGHBOURS),
+    reads=(ITEM_TEXT, ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, INTERACTIONS),
+    writes=(ITEM_VECTORS, NEIGHBOURS, QUERY_VECTORS),
     version=2,
 )
 FIT_BLEND = Stage(
@@ -79,7 +91,7 @@ FIT_BLEND = Stage(
 AGGREGATE_USERS = Stage(
     "aggregate_users",
     "spark",
-    reads=(INTERACTIONS, USERS, ITEM_VECTORS),
+    reads=(INTERACTIONS, USERS, ITEM_VECTORS, USER_TEXTS, QUERY_VECTORS),
     writes=(USER_VECTORS,),
 )
 BUILD_INDEX = Stage(
@@ -107,6 +119,8 @@ RANK = Stage(
         BLEND,
         ITEM_SIGNALS,
         POPULARITY,
+        USER_TEXTS,
+        QUERY_VECTORS,
     ),
     writes=(RECOMMENDATIONS,),
     also=("retrieve",),  # whether seen items are excluded
@@ -134,6 +148,7 @@ NIGHT: tuple[Stage, ...] = (
     BUILD_ITEMS,
     ENCODE_ITEMS,
     WEIGH_EVENTS,
+    ENCODE_QUERIES,
     LEARN_TASTE,
     FIT_BLEND,
     AGGREGATE_USERS,

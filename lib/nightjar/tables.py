@@ -354,6 +354,38 @@ ITEM_EMBEDDINGS = Table(
     checks=(finite("embedding"), unit_norm("embedding")),
     made_by="encode_items",
 )
+QUERY_TEXT = Table(
+    "query_text",
+    # What users wrote, each text once: row i of the whole table is text_num i of user_texts.
+    _schema(("text", TEXT), ("text_hash", TEXT)),
+    key=("text_hash",),
+    checks=(not_blank("text"),),
+    made_by="weigh_events",
+)
+QUERY_EMBEDDINGS = Table(
+    "query_embeddings",
+    _schema(("text_hash", TEXT), ("embedding", VECTOR)),
+    key=("text_hash",),
+    vector="embedding",
+    checks=(finite("embedding"), unit_norm("embedding")),
+    made_by="encode_queries",
+)
+QUERIES_QUARANTINE = Table(
+    "queries_quarantine",
+    QUARANTINE_SCHEMA,
+    checks=(not_blank("reason"),),
+    made_by="encode_queries",
+)
+QUERY_VECTORS = Table(
+    "query_vectors",
+    # In the space of item_vectors, by the transform fitted on items: unit length, or 0 for a text that could
+    # not be encoded. Row i is text_num i.
+    _schema(("text_hash", TEXT), ("vector", VECTOR)),
+    key=("text_hash",),
+    vector="vector",
+    checks=(finite("vector"),),
+    made_by="learn_taste",
+)
 USERS = Table(
     "users",
     _schema(
@@ -382,6 +414,22 @@ INTERACTIONS = Table(
     ),
     key=("user_id", "item_num"),
     checks=(at_least("item_num", 0),),
+    made_by="weigh_events",
+)
+WORDS = ("query", "review", "interests")
+"""What a user's text is: a search, a review, or what they said they like before they did anything."""
+
+USER_TEXTS = Table(
+    "user_texts",
+    _schema(
+        ("user_id", TEXT),
+        ("kind", TEXT),
+        ("text_num", LONG),
+        ("strength", LONG),  # fixed point: the weights of its events times what words count, not faded
+        ("last_event_time", TIME, True),  # null where it does not fade: stated interests
+    ),
+    key=("user_id", "kind", "text_num"),
+    checks=(one_of("kind", WORDS), at_least("text_num", 0)),
     made_by="weigh_events",
 )
 POPULARITY = Table(
@@ -433,7 +481,7 @@ USER_VECTORS = Table(
         ("vector", VECTOR),
         ("importance", FLOAT),
         ("n_events", LONG),
-        ("last_event_time", TIME),
+        ("last_event_time", TIME, True),  # null for users of whom only stated interests are known
     ),
     key=("user_id", "interest"),
     vector="vector",
@@ -460,8 +508,9 @@ CANDIDATES = Table(
     checks=(ranked_lists,),
     made_by="retrieve",
 )
-SOURCES = ("personal", "popular_segment", "popular")
-"""Where a recommended row comes from: the user's own history, their segment's taste, everybody's."""
+SOURCES = ("personal", "popular_segment", "popular", "interests")
+"""Where a recommended row comes from: what the user did (items, searches, reviews), their segment's taste,
+everybody's, or only what a user who did nothing yet said they like."""
 
 RECOMMENDATIONS = Table(
     "recommendations",
@@ -527,7 +576,12 @@ TABLES: tuple[Table, ...] = (
     USERS,
     INTERACTIONS,
     POPULARITY,
+    USER_TEXTS,
+    QUERY_TEXT,
+    QUERY_EMBEDDINGS,
+    QUERIES_QUARANTINE,
     ITEM_VECTORS,
+    QUERY_VECTORS,
     NEIGHBOURS,
     BLEND,
     ITEM_SIGNALS,

@@ -16,7 +16,7 @@ import pytest
 from nightjar.pipeline import EVALUATE, NIGHT
 
 LIB = Path(__file__).resolve().parents[2] / "lib"
-ENCODER = frozenset({"torch", "transformers", "tokenizers", "safetensors", "numba"})
+ENCODER = frozenset({"torch", "transformers", "tokenizers", "safetensors", "numba", "PIL"})
 SEARCH = frozenset({"faiss", "numba", "torch"})
 ENGINES = ENCODER | SEARCH | {"pyspark", "ray"}
 ADAPTERS = {
@@ -39,12 +39,15 @@ STAGES = {
         for stage in (*NIGHT, EVALUATE)
     },
     "encode_items": {"ray", *ENCODER},
+    "encode_queries": {"ray", *ENCODER},
     "build_index": {"ray", *SEARCH},
     "retrieve": {"ray", *SEARCH},
     "rank": {"pyspark", "numba"},
     "blending": {"numba"},
     "recipe": set(),
     "taste_log": set(),
+    "query_vectors": set(),
+    "user_words": set(),
     # What the command line and the doctor need without any engine.
     "inputs": set(),
     "encoding": set(),

@@ -53,15 +53,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("night")
     world = small_world(folder / "raw")
     found = Ran(folder, world, world.config(folder / "store"))
-    assert f"night {found.ds}: 11 of 11 stages ran" in found.say("run")
+    assert f"night {found.ds}: 12 of 12 stages ran" in found.say("run")
     return found
 
 
 def test_a_night_run_again_does_nothing(ran: Ran) -> None:
     before = published(ran.root)
     said = ran.say("run")
-    assert f"night {ran.ds}: 0 of 11 stages ran, 0.0 s" in said
-    assert said.count("up to date") == 11
+    assert f"night {ran.ds}: 0 of 12 stages ran, 0.0 s" in said
+    assert said.count("up to date") == 12
     assert published(ran.root) == before
 
 
@@ -130,7 +130,7 @@ def test_second_night_damage_and_the_way_back(ran: Ran) -> None:
     first = published(ran.root)
     later = small_world(ran.world.folder, next_days=1)
     tomorrow = max(later.facts["items_by_day"])
-    assert "11 of 11 stages ran" in ran.say("run", "--ds", tomorrow)
+    assert "12 of 12 stages ran" in ran.say("run", "--ds", tomorrow)
     new_texts = texts(ran, tomorrow) - texts(ran, ran.ds)
     metrics = ran.committed(ITEM_EMBEDDINGS, tomorrow).manifest.metrics
     assert metrics["encoded"] == len(new_texts)

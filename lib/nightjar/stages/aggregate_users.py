@@ -1,7 +1,9 @@
-"""Interactions and item vectors -> user vectors, by blocked sparse–dense products.
+"""Interactions, item vectors and what users wrote -> user vectors, by blocked sparse–dense products.
 
 A bucket's interactions are sorted by user and item, so they stream into CSR blocks multiplied with the
-memory-mapped item vectors: no vector goes through a shuffle, and the sum runs in one fixed order.
+memory-mapped item vectors: no vector goes through a shuffle, and the sum runs in one fixed order. Searches,
+reviews and stated interests add their vectors to that sum (kernels/words.py), so users who only searched have
+one too.
 """
 
 from __future__ import annotations
@@ -16,19 +18,31 @@ import pyarrow.compute as pc
 from nightjar.config import AggregateUsers, Resources
 from nightjar.engines import spark
 from nightjar.kernels.taste import unit_rows
+from nightjar.kernels.words import with_speakers
 from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night
 from nightjar.stages.buckets import stream_histories, strings
+from nightjar.stages.user_words import UserWords
 from nightjar.store import Attempt, Committed, FileEntry
-from nightjar.tables import INTERACTIONS, ITEM_VECTORS, USER_VECTORS, USERS, vector_column
+from nightjar.tables import (
+    INTERACTIONS,
+    ITEM_VECTORS,
+    QUERY_VECTORS,
+    USER_TEXTS,
+    USER_VECTORS,
+    USERS,
+    vector_column,
+)
 
 
 def aggregate_users(night: Night, params: AggregateUsers, resources: Resources) -> Metrics:
-    """Writes a vector for every user whose history says something; the others are counted."""
+    """Writes a vector for every user whose history or words say something; the others are counted."""
     del params, resources
     vectors, interactions, users = night.read(ITEM_VECTORS), night.read(INTERACTIONS), night.read(USERS)
     attempt = night.write(USER_VECTORS, vector_dim(vectors))
-    task = AggregatePart(interactions, users, vectors, attempt)
+    words = UserWords.of(night.read(USER_TEXTS), night.read(QUERY_VECTORS))
+    half_life = night.config.weigh_events.half_life_days  # in the fingerprint of the interactions
+    task = AggregatePart(interactions, users, vectors, attempt, words, half_life)
     session = spark.session(night.config)
     entries = spark.map_parts(session, task, attempt, len(interactions.parts))
     night.wrote(USER_VECTORS, entries)
@@ -48,6 +62,8 @@ class AggregatePart:
     users: Committed
     vectors: Committed
     attempt: Attempt
+    words: UserWords | None
+    half_life_days: float
 
     def __call__(self, bucket: int) -> FileEntry:
         return self.attempt.write_part(bucket, self._tables(bucket))
@@ -55,9 +71,12 @@ class AggregatePart:
     def _tables(self, bucket: int) -> Iterator[pa.Table]:
         V, norms = mapped_matrix(self.vectors), self.vectors.read(["norm"])["norm"].to_numpy()
         people = self.users.read_part(self.users.parts[bucket], ["user_id", "n_events", "last_event_time"])
-        for block in stream_histories(self.interactions, bucket):
+        words = self.words.bucket(bucket) if self.words else None
+        blocks = stream_histories(self.interactions, bucket)
+        for block in blocks if words is None else with_speakers(blocks, words.said.user_ids):
             # The float32 sum follows the order of item numbers; only the direction of U counts.
-            U = unit_rows(block.profile_of_directions(norms) @ V)
+            sums = block.profile_of_directions(norms) @ V
+            U = unit_rows(sums if words is None else sums + words.sums(block, self.half_life_days))
             useful = np.linalg.norm(U, axis=1) > 0.5
             yield _rows(block.user_ids[useful], U[useful], people)
 

@@ -77,15 +77,18 @@ class Blender:
         norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
         return cls(ingredients, chosen, V, norms, _gram(V, fresh / norms))
 
-    def best(self, mine: Histories, limits: Limits, retrieved: np.ndarray, m: int) -> Scored:
+    def best(
+        self, mine: Histories, limits: Limits, retrieved: np.ndarray, m: int, words: np.ndarray | None = None
+    ) -> Scored:
         """The best m of each user's candidates under the fused score; none for users without any retrieved.
 
         limits: all that the users must not get, what they have seen included; retrieved: (q, c) int64
-        candidates of the index within them, −1 padding at the end.
+        candidates of the index within them, −1 padding at the end; words: (q, d) float32 sums of what users
+        wrote, faded like the history, which the vector source takes beside its items.
         """
         left = mine.fading(self.chosen.history_days)
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
-        raw = profile @ self.vectors
+        raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
         made = blend(self.ingredients, history, x.data, limits, retrieved, m)
         known = np.asarray((retrieved >= 0).any(axis=1))
@@ -102,10 +105,13 @@ class Blender:
             scores[user, at] += factor[user] * products * self._per_norm(item)
         best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, m)
         long = np.linalg.norm(raw, axis=1)
-        return Scored(x, profile, made.factors, factor / np.maximum(long, TINY), best)
+        return Scored(x, profile, made.factors, factor / np.maximum(long, TINY), best, words)
 
     def reasons(self, scored: Scored, lists: np.ndarray, n: int) -> Reasons:
-        """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it."""
+        """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it.
+
+        What a user's words add is in the sum that shares are taken of: items never claim it.
+        """
         x, profile = scored.x, scored.profile
         V = np.asarray(self.vectors)
 
@@ -118,7 +124,21 @@ class Blender:
                 found += vector_terms(V, items, profile.data[part], ranked) * scale
             return found
 
-        return split((x.indptr.astype(np.int64), x.indices.astype(np.int64)), lists, n, terms)
+        made = split((x.indptr.astype(np.int64), x.indices.astype(np.int64)), lists, n, terms)
+        if scored.words is None:
+            return made
+        return made._replace(positive=made.positive + np.maximum(self._by_words(scored, lists), 0))
+
+    def _by_words(self, scored: Scored, lists: np.ndarray) -> np.ndarray:
+        """What a user's words add to the score of each listed item, (q, k) float64."""
+        assert scored.words is not None
+        found = np.zeros(lists.shape)
+        user, at = np.nonzero(lists >= 0)
+        if len(user):
+            item = lists[user, at]
+            products = score_pairs(scored.words, self.vectors, user, item).astype(np.float64)
+            found[user, at] = products * scored.vector_factor[user] * self._per_norm(item)
+        return found
 
     def _per_norm(self, items: np.ndarray) -> np.ndarray:
         """What turns an inner product with an item's vector into one with direction · g, float64."""
@@ -129,13 +149,14 @@ class Blender:
 class Scored:
     """A block of users scored. x, profile: (q, n_items) CSR of one pattern, what relations and vectors start
     from; factors: (q, R) float64; vector_factor: (q,) float64 for the profile's unnormalised sum; best: the
-    candidates."""
+    candidates; words: (q, d) float32 what users' texts added to that sum, or None."""
 
     x: sparse.csr_matrix
     profile: sparse.csr_matrix
     factors: np.ndarray
     vector_factor: np.ndarray
     best: TopK
+    words: np.ndarray | None = None
 
 
 def _gram(V: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 
 from nightjar.stage import Night
 from nightjar.stages.encode_plan import KEY, hash_keys
-from nightjar.stages.encoding import what_changed
+from nightjar.stages.encoding import TextTables, what_changed
 from nightjar.store import Committed, Dataset, Store, committed_dates
-from nightjar.tables import EMBEDDINGS_QUARANTINE, ITEM_EMBEDDINGS
+from nightjar.tables import Table
 
 
 def text_keys(committed: Committed) -> tuple[np.ndarray, np.ndarray]:
@@ -42,8 +42,11 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Whose vectors may be taken over: a model's, and for float32 none that were rounded to float16."""
+    """Whose vectors of which texts may be taken over: a model's, and for float32 none that were rounded to
+    float16.
+    """
 
+    tables: TextTables
     fingerprint: str
     facts: Mapping[str, Any]
 
@@ -60,23 +63,23 @@ def find_reusable(night: Night, wanted: Wanted, retry: bool = False) -> Earlier 
     retry: texts that it could not encode are new again.
     """
     for store in (night.store, night.lender):
-        for found in _commits(store) if store else ():
-            if wanted.met_by(found) and (bad := _known_bad(found)) is not None:
+        for found in _commits(store, wanted.tables.embeddings) if store else ():
+            if wanted.met_by(found) and (bad := _known_bad(found, wanted.tables)) is not None:
                 earlier = Earlier(found, text_keys(found)[0], bad)
                 return earlier.without_bad() if retry else earlier
     return None
 
 
-def _commits(store: Store) -> Iterator[Committed]:
+def _commits(store: Store, embeddings: Table) -> Iterator[Committed]:
     """Commits of embeddings, newest first."""
-    for ds in reversed(committed_dates(store, ITEM_EMBEDDINGS)):
-        if (found := Dataset(store, ITEM_EMBEDDINGS, ds).committed()) is not None:
+    for ds in reversed(committed_dates(store, embeddings)):
+        if (found := Dataset(store, embeddings, ds).committed()) is not None:
             yield found
 
 
-def _known_bad(embeddings: Committed) -> dict[bytes, str] | None:
+def _known_bad(embeddings: Committed, tables: TextTables) -> dict[bytes, str] | None:
     """Texts that got a stand-in: key -> reason; None where there are such and nothing says which."""
-    dataset = Dataset(embeddings.dataset.store, EMBEDDINGS_QUARANTINE, embeddings.dataset.ds)
+    dataset = Dataset(embeddings.dataset.store, tables.quarantine, embeddings.dataset.ds)
     committed = dataset.committed()
     if committed is None or committed.manifest.fingerprint != embeddings.manifest.fingerprint:
         return None if embeddings.manifest.metrics.get("quarantine") else {}
@@ -94,11 +97,11 @@ def quarantined_rows(keys: np.ndarray, earlier: Earlier | None) -> dict[int, str
 
 def say_what_changed(night: Night, wanted: Wanted, n_new: int) -> None:
     """One line, before anything is encoded, where the newest commit was made by another model."""
-    newest = next(_commits(night.store), None)
+    newest = next(_commits(night.store, wanted.tables.embeddings), None)
     if newest is None or wanted.met_by(newest):
         return
     why = what_changed(newest.manifest.metrics.get("encoder") or {}, wanted.facts)
     night.report.line(
-        f"encode_items: the model is another than on {newest.dataset.ds} ({why}); "
+        f"{wanted.tables.stage}: the model is another than on {newest.dataset.ds} ({why}); "
         f"{n_new:,} texts are encoded again"
     )

@@ -14,14 +14,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from nightjar.config import EncodeItems, Resources
 from nightjar.engines import actors
-from nightjar.engines.encoder import model_fingerprint
+from nightjar.engines.encoder import EncoderSpec, model_fingerprint
 from nightjar.progress import Task
 from nightjar.stage import Metrics, Night
 from nightjar.stages.encode_bill import Bill
@@ -35,7 +35,6 @@ from nightjar.stages.encode_earlier import (
 from nightjar.stages.encode_parts import (
     ENCODER,
     QUARANTINED,
-    TOLD,
     Encoded,
     EncodeTask,
     EncodeWork,
@@ -43,13 +42,14 @@ from nightjar.stages.encode_parts import (
     Load,
     part_metadata,
     repeated_attempt,
+    told_of,
     written,
 )
 from nightjar.stages.encode_plan import Plan, make_plan
 from nightjar.stages.encode_suspects import Suspects
-from nightjar.stages.encoding import encoder_spec, model_facts
+from nightjar.stages.encoding import OF_ITEMS, TextTables, encoder_spec, model_facts
 from nightjar.store import Attempt, Committed, FileEntry, damage
-from nightjar.tables import EMBEDDINGS_QUARANTINE, ITEM_EMBEDDINGS, ITEM_TEXT, QUARANTINE_SCHEMA
+from nightjar.tables import QUARANTINE_SCHEMA, VectorType
 
 Parts = dict[int, tuple[FileEntry, Mapping[str, str]]]
 """Part -> its entry and its metadata."""
@@ -65,29 +65,49 @@ def encode_items(
     Metrics: items = resumed + encoded + reused + repeated + quarantined, where `resumed` rows lie in parts
     that an earlier run finished; what encoding cost, per second of an actor; what the model is.
     """
-    text, attempt = night.read(ITEM_TEXT), _attempt(night, params)
-    spec = encoder_spec(params, resources)
-    wanted = Wanted(model_fingerprint(spec), {**model_facts(spec), "storage": params.storage})
+    how = Encoding(OF_ITEMS, encoder_spec(params, resources), params.storage, params.retry_quarantined)
+    return encode_texts(night, how, resources, params.hourly_price, load)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What is encoded, by which model, how its vectors are stored, and whether bad texts are tried again."""
+
+    tables: TextTables
+    spec: EncoderSpec
+    storage: VectorType
+    retry_quarantined: bool
+
+
+def encode_texts(
+    night: Night, how: Encoding, resources: Resources, hourly_price: float | None, load: Load | None = None
+) -> Metrics:
+    """Gives every row of a table of texts a vector: what the stages that encode have in common."""
+    tables, spec = how.tables, how.spec
+    text, attempt = night.read(tables.text), _attempt(night, how)
+    facts = {**model_facts(spec), "storage": how.storage}
+    wanted = Wanted(tables, model_fingerprint(spec), facts)
     finished = _finished(text, attempt)
     bill = Bill(resumed_parts=len(finished), resumed=sum(entry.rows for entry, _ in finished.values()))
     todo = [part for part in range(len(text.parts)) if part not in finished]
     if todo:
-        earlier = find_reusable(night, wanted, retry=params.retry_quarantined)
+        earlier = find_reusable(night, wanted, retry=how.retry_quarantined)
         keys, offsets = text_keys(text)
         plan = make_plan(keys, offsets, earlier.keys if earlier else keys[:0])
         say_what_changed(night, wanted, plan.n_new)
         actors.connect(night.config.ray)
         repeated = repeated_attempt(attempt, _digest(keys[plan.repeated_at]))
-        work = EncodeWork(text, attempt, repeated, spec, earlier.committed if earlier else None, load)
+        known = earlier.committed if earlier else None
+        work = EncodeWork(tables, text, attempt, repeated, spec, known, load)
         finished |= Run(night, work, plan, quarantined_rows(keys, earlier), bill).parts(todo, resources)
         night.store.drop(repeated.folder)
     in_order = [finished[part] for part in sorted(finished)]
-    night.wrote(ITEM_EMBEDDINGS, [entry for entry, _ in in_order])
-    reasons = _write_quarantine(night, text, [metadata for _, metadata in in_order])
+    night.wrote(tables.embeddings, [entry for entry, _ in in_order])
+    reasons = _write_quarantine(night, tables, [metadata for _, metadata in in_order])
     described = json.loads(in_order[0][1][ENCODER]) if in_order else {}
     return {
-        "items": text.manifest.rows,
-        **bill.metrics(params.hourly_price),
+        tables.unit: text.manifest.rows,
+        **bill.metrics(hourly_price),
         "quarantine": reasons,
         "model": wanted.fingerprint,
         "encoder": {**described, **wanted.facts},
@@ -104,9 +124,9 @@ def _finished(text: Committed, attempt: Attempt) -> Parts:
     }
 
 
-def _attempt(night: Night, params: EncodeItems) -> Attempt:
-    attempt = night.write(ITEM_EMBEDDINGS)
-    table = replace(ITEM_EMBEDDINGS, vector_type=params.storage)
+def _attempt(night: Night, how: Encoding) -> Attempt:
+    attempt = night.write(how.tables.embeddings)
+    table = replace(how.tables.embeddings, vector_type=how.storage)
     return replace(attempt, dataset=replace(attempt.dataset, table=table))
 
 
@@ -114,16 +134,18 @@ def _digest(keys: np.ndarray) -> str:
     return hashlib.sha256(keys.tobytes()).hexdigest()[:16]
 
 
-def _write_quarantine(night: Night, text: Committed, metadata: Iterable[Mapping[str, str]]) -> dict[str, int]:
+def _write_quarantine(
+    night: Night, tables: TextTables, metadata: Iterable[Mapping[str, str]]
+) -> dict[str, int]:
     """Writes what the parts tell of rows without a vector of their own; counts by reason."""
     rows = []
-    for part, told in zip(text.parts, metadata, strict=True):
+    for part, told in zip(night.read(tables.text).parts, metadata, strict=True):
         for reason, *values in json.loads(told.get(QUARANTINED, "[]")):
-            payload = json.dumps(dict(zip(TOLD, values, strict=True)), ensure_ascii=False)
-            rows.append(("encode_items", "item_text", reason, payload, part.name))
+            payload = json.dumps(dict(zip(told_of(tables), values, strict=True)), ensure_ascii=False)
+            rows.append((tables.stage, tables.text.name, reason, payload, part.name))
     columns = zip(QUARANTINE_SCHEMA.names, zip(*rows, strict=True), strict=False)
     table = pa.table(dict(columns), QUARANTINE_SCHEMA) if rows else QUARANTINE_SCHEMA.empty_table()
-    night.wrote(EMBEDDINGS_QUARANTINE, [night.write(EMBEDDINGS_QUARANTINE).write_part(0, [table])])
+    night.wrote(tables.quarantine, [night.write(tables.quarantine).write_part(0, [table])])
     return dict(sorted(Counter(row[2] for row in rows).items()))
 
 
@@ -146,11 +168,11 @@ class Run:
         self._waiting = borrow
         tasks = [*units, *(self._part(part) for part in sorted(set(todo) - set(borrow)))]
         n_texts = sum(task.n_texts for task in tasks) + sum(self._n_texts(part) for part in borrow)
-        with self._night.report.task("encode_items", n_texts, "texts") as progress:
+        with self._night.report.task(self._work.tables.stage, n_texts, "texts") as progress:
             again = self._map(tasks, self._pool(resources, len(units) + len(todo)), progress)
             if again:  # two copies of a part wrote other bytes: one of them alone, now
                 self._map(again, self._pool(resources, len(again), reissue=False), progress)
-        self._night.report.line(f"encode_items: {self._bill.sentence}")
+        self._night.report.line(f"{self._work.tables.stage}: {self._bill.sentence}")
         return self._done
 
     def _pool(self, resources: Resources, n_tasks: int, reissue: bool = True) -> actors.Pool[Encoded]:
@@ -174,7 +196,8 @@ class Run:
             if task.span is None:
                 tokens = self._bill.totals["tokens"] / max(time.monotonic() - progress.started, 1e-9)
                 # A task shows one rate; the tokens' rides in its unit.
-                progress.advance(task.n_texts, encoded.counts["rows"], f"items/s, {tokens:,.0f} tokens")
+                unit = f"{self._work.tables.unit}/s, {tokens:,.0f} tokens"
+                progress.advance(task.n_texts, encoded.counts["rows"], unit)
         self._bill.reissued += len(pool.reissued)
         return [task for task in pool.reissued if task.kind == "part" and self._is_torn(task)]
 

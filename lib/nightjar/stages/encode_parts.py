@@ -1,4 +1,4 @@
-"""Inside an actor: encodes the texts of a task and writes a part of item_embeddings.
+"""Inside an actor: encodes the texts of a task and writes a part of item_embeddings or query_embeddings.
 
 Texts and vectors go from file to file; a task says which rows to encode and which to take from a matrix that
 the host maps.
@@ -21,11 +21,12 @@ from nightjar.engines import encoder
 from nightjar.engines.encoder import EncoderSpec
 from nightjar.matrix import mapped_matrix
 from nightjar.stages.encode_plan import Sources
+from nightjar.stages.encoding import TextTables
 from nightjar.store import Attempt, Committed, Dataset, FileEntry, Manifest
 from nightjar.tables import ITEM_EMBEDDINGS, vector_column
 
 if TYPE_CHECKING:
-    from nightjar.engines.encoder import Encoder
+    from nightjar.engines.encoder.spec import TextEncoder
 
 MODEL, ENCODER, QUARANTINED = "nightjar.model", "nightjar.encoder", "nightjar.quarantined"
 """Keys of a part's metadata: the model's fingerprint, what it is, rows without a vector of their own."""
@@ -37,7 +38,7 @@ REPEATED = replace(
 )
 """Texts that stand in several parts, encoded before those; never committed, dropped with the last part."""
 
-Load = Callable[[EncoderSpec], "Encoder"]
+Load = Callable[[EncoderSpec], "TextEncoder"]
 Listed = tuple[tuple[int, str], ...]
 """(row or place, reason) of what goes to quarantine."""
 
@@ -46,9 +47,9 @@ Listed = tuple[tuple[int, str], ...]
 class EncodeTask:
     """Texts to encode and what to do with their vectors; equal where they are the same piece of work.
 
-    kind: "part" writes part `number` of item_embeddings, "repeated" one of the repeated texts. span: a probe,
+    kind: "part" writes part `number` of the embeddings, "repeated" one of the repeated texts. span: a probe,
     which encodes those of the texts only and writes nothing. refused: places of texts that must not be
-    encoded. searched: no guilty texts are left in it. where: the texts, as (part of item_text, rows in it).
+    encoded. searched: no guilty texts are left in it. where: the texts, as (part of the texts, rows in it).
     sources, lent, listed: of a part, where its vectors come from, the repeated texts' vectors, and rows that
     are quarantined although their vector is taken over.
     """
@@ -94,6 +95,7 @@ Part = tuple[FileEntry, Mapping[str, str]]
 class EncodeWork:
     """What travels to an actor; called there, it makes the actor's encoder."""
 
+    tables: TextTables
     text: Committed
     attempt: Attempt
     repeated: Attempt
@@ -109,7 +111,7 @@ class EncodeWork:
 class EncodeTexts:
     """Inside an actor: does one task after the other with one encoder."""
 
-    def __init__(self, work: EncodeWork, encoder_: Encoder) -> None:
+    def __init__(self, work: EncodeWork, encoder_: TextEncoder) -> None:
         self.work, self.encoder = work, encoder_
 
     def __call__(self, task: EncodeTask) -> Encoded:
@@ -166,7 +168,8 @@ class EncodeTexts:
         sources, reasons = task.sources, dict(bad)
         at_rows = [(row, reasons[place]) for row, place in sources.fresh if place in reasons]
         listed = tuple(sorted((*at_rows, *task.listed)))
-        text = self.work.text.read_part(self.work.text.parts[task.number], ["item_id", "text_hash", "text"])
+        tables = self.work.tables
+        text = self.work.text.read_part(self.work.text.parts[task.number], told_of(tables))
         matrix = np.empty((len(text), self.encoder.dim), np.float32)
         for pair, source in (
             (sources.fresh, vectors),
@@ -174,7 +177,7 @@ class EncodeTexts:
             (sources.repeated, self._mapped(task.lent, len(sources.repeated))),
         ):
             matrix[pair.rows] = source[pair.places]
-        told = [[reason, *(text.column(c)[row].as_py() for c in TOLD)] for row, reason in listed]
+        told = [[reason, *(text.column(c)[row].as_py() for c in told_of(tables))] for row, reason in listed]
         return self._write(self.work.attempt, task, text.drop_columns(["text"]), matrix, told), listed
 
     def _write_repeated(
@@ -208,8 +211,9 @@ class EncodeTexts:
         return replace(attempt, dim=self.encoder.dim).write_part(task.number, [rows], metadata), metadata
 
 
-TOLD = ("item_id", "text_hash", "text")
-"""What a part's metadata tells of a quarantined row, after the reason."""
+def told_of(tables: TextTables) -> tuple[str, ...]:
+    """What a part's metadata tells of a quarantined row, after the reason."""
+    return (*tables.carried, "text")
 
 
 def stand_in(text_hash: str, dim: int) -> np.ndarray:

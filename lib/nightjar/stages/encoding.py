@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nightjar.config import EncodeItems, Resources
+from nightjar.config import EncodeItems, EncodeQueries, Resources
 from nightjar.engines.encoder import EncoderSpec
 from nightjar.engines.encoder.model_dir import read_layout
+from nightjar.tables import (
+    EMBEDDINGS_QUARANTINE,
+    ITEM_EMBEDDINGS,
+    ITEM_TEXT,
+    QUERIES_QUARANTINE,
+    QUERY_EMBEDDINGS,
+    QUERY_TEXT,
+    Table,
+)
+
+
+@dataclass(frozen=True)
+class TextTables:
+    """Which texts a stage encodes and where their vectors go; both tables have the same parts and rows.
+
+    stage: its name, for what it says. unit: what a row is, for its figures.
+    """
+
+    stage: str
+    unit: str
+    text: Table
+    embeddings: Table
+    quarantine: Table
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The columns that go from a text's row to its vector's: its key, and the hash of the text."""
+        return tuple(name for name in self.embeddings.schema.names if name != self.embeddings.vector)
+
+
+OF_ITEMS = TextTables("encode_items", "items", ITEM_TEXT, ITEM_EMBEDDINGS, EMBEDDINGS_QUARANTINE)
+OF_QUERIES = TextTables("encode_queries", "texts", QUERY_TEXT, QUERY_EMBEDDINGS, QUERIES_QUARANTINE)
 
 
 def encoder_spec(params: EncodeItems, resources: Resources) -> EncoderSpec:
@@ -25,6 +58,12 @@ def encoder_spec(params: EncodeItems, resources: Resources) -> EncoderSpec:
         device="cuda" if resources.num_gpus else "cpu",
         threads=max(1, int(resources.num_cpus)),
     )
+
+
+def query_spec(items: EncodeItems, queries: EncodeQueries, resources: Resources) -> EncoderSpec:
+    """The encoder of the items with the prompt of queries: what sentence-transformers calls encode_query."""
+    spec = encoder_spec(items, resources)
+    return replace(spec, prompt=queries.prompt, prompt_name=queries.prompt_name)
 
 
 def model_facts(spec: EncoderSpec) -> dict[str, Any]:

@@ -15,13 +15,23 @@ from scipy import sparse
 
 from nightjar.config import LearnTaste, Resources
 from nightjar.engines import actors
-from nightjar.kernels import relations, signals
+from nightjar.kernels import relations, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night, require_rows
-from nightjar.stages.taste_log import learning, read_likes, smoothed, text_space
+from nightjar.stages.query_vectors import write_query_vectors
+from nightjar.stages.taste_log import fit_text_space, learning, read_likes, smoothed
 from nightjar.store import Attempt, Committed, FileEntry
-from nightjar.tables import INTERACTIONS, ITEM_EMBEDDINGS, ITEM_TEXT, ITEM_VECTORS, NEIGHBOURS, vector_column
+from nightjar.tables import (
+    INTERACTIONS,
+    ITEM_EMBEDDINGS,
+    ITEM_TEXT,
+    ITEM_VECTORS,
+    NEIGHBOURS,
+    QUERY_EMBEDDINGS,
+    QUERY_VECTORS,
+    vector_column,
+)
 
 LEAST_NORM = np.float32(1e-2)
 """An item out of fashion for years still has a direction that float32 can hold."""
@@ -31,12 +41,15 @@ def learn_taste(night: Night, params: LearnTaste, resources: Resources) -> Metri
     """Writes a vector for every item, part by part as item_text has them, and a part for each relation."""
     text, embeddings = night.read(ITEM_TEXT), night.read(ITEM_EMBEDDINGS)
     require_rows(text, "so there is nothing to recommend; look at items_quarantine and the item sources")
+    dim = vector_dim(embeddings)
     work = TasteWork(
         text,
         embeddings,
+        night.read(QUERY_EMBEDDINGS),
         night.read(INTERACTIONS),
-        night.write(ITEM_VECTORS, vector_dim(embeddings)),
+        night.write(ITEM_VECTORS, dim),
         night.write(NEIGHBOURS),
+        night.write(QUERY_VECTORS, dim),
         params,
         night.end,
     )
@@ -45,6 +58,7 @@ def learn_taste(night: Night, params: LearnTaste, resources: Resources) -> Metri
     ((_, learnt),) = pool.map([0])
     night.wrote(ITEM_VECTORS, learnt.vectors)
     night.wrote(NEIGHBOURS, learnt.neighbours)
+    night.wrote(QUERY_VECTORS, learnt.queries)
     return learnt.metrics
 
 
@@ -54,6 +68,7 @@ class Learnt:
 
     vectors: list[FileEntry]
     neighbours: list[FileEntry]
+    queries: list[FileEntry]
     metrics: Metrics
 
 
@@ -63,9 +78,11 @@ class TasteWork:
 
     text: Committed
     embeddings: Committed
+    queries: Committed
     interactions: Committed
     vectors: Attempt
     neighbours: Attempt
+    query_vectors: Attempt
     params: LearnTaste
     end: datetime
 
@@ -79,7 +96,9 @@ class TasteWork:
         def __call__(self, part: int) -> Learnt:
             del part
             work, params = self.work, self.work.params
-            V = text_space(mapped_matrix(work.embeddings), params)
+            E = mapped_matrix(work.embeddings)
+            space = fit_text_space(E, params)
+            V = np.asarray(E) if space is None else taste.whiten(E, space)
             likes = read_likes(work.interactions, len(V), work.end)
             liked = likes.matrix()
             bent, reached = smoothed(V, liked, params.smooth_weight)
@@ -93,7 +112,8 @@ class TasteWork:
             ]
             metrics: Metrics = {"items": len(V), "items_with_behaviour": reached, "likes": len(likes)}
             metrics["neighbours"] = {name: relation.nnz for name, relation in found.items()}
-            return Learnt(vectors, neighbours, metrics)
+            queries = write_query_vectors(work.queries, work.query_vectors, space)
+            return Learnt(vectors, neighbours, queries, metrics)
 
         def _vectors(self, V: np.ndarray, norms: np.ndarray) -> list[FileEntry]:
             entries, row = [], 0

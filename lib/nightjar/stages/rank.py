@@ -27,6 +27,7 @@ from nightjar.stage import Metrics, Night
 from nightjar.stages.blending import Blender, BlendInputs
 from nightjar.stages.buckets import read_histories, strings
 from nightjar.stages.limits import read_limits
+from nightjar.stages.user_words import BucketWords, UserWords
 from nightjar.stages.weigh_events import EVERYONE
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
@@ -38,12 +39,14 @@ from nightjar.tables import (
     ITEMS,
     NEIGHBOURS,
     POPULARITY,
+    QUERY_VECTORS,
     RECOMMENDATIONS,
     SOURCES,
+    USER_TEXTS,
     USERS,
 )
 
-PERSONAL, SEGMENT, POPULAR = range(len(SOURCES))
+PERSONAL, SEGMENT, POPULAR, INTERESTS = range(len(SOURCES))
 BLOCK_USERS = 2048
 
 
@@ -62,6 +65,7 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
         params,
         night.config.retrieve.exclude_seen,
         night.config.retrieve.k_prime,
+        UserWords.of(night.read(USER_TEXTS), night.read(QUERY_VECTORS)),
     )
     entries = spark.map_parts(spark.session(night.config), task, attempt, len(users.parts))
     night.wrote(RECOMMENDATIONS, entries)
@@ -143,6 +147,7 @@ class RankPart:
     params: Rank
     exclude_seen: bool
     depth: int
+    words: UserWords | None
 
     def __call__(self, bucket: int) -> FileEntry:
         return self.attempt.write_part(bucket, self._tables(bucket))
@@ -153,18 +158,21 @@ class RankPart:
         candidates = self.candidates.read_part(self.candidates.parts[bucket], ["user_id", "item_nums"])
         histories = read_histories(self.interactions, bucket)
         limits = read_limits(self.candidates, bucket, strings(people["user_id"]))
+        words = self.words.bucket(bucket) if self.words else None
         for start in range(0, len(people), BLOCK_USERS):
             block = people.slice(start, BLOCK_USERS)
             user_ids = strings(block["user_id"])
             mine = histories.aligned(user_ids)
             bars = limits.take(np.arange(start, start + len(block))).with_seen(self._seen(mine))
             retrieved = _padded(candidates, block["user_id"].combine_chunks())
-            scored = catalogue.blender.best(mine, bars, retrieved, max(self.depth, self.params.k))
+            sums = words.sums(mine, catalogue.blender.chosen.history_days) if words else None
+            scored = catalogue.blender.best(mine, bars, retrieved, max(self.depth, self.params.k), sums)
             lists, scores = self._ordered(scored.best, catalogue)
             reasons = catalogue.blender.reasons(scored, lists, self.params.n_reasons)
             segments = block["segment"].to_pylist()
             filled, sources = self._filled(lists, bars, segments, catalogue)
-            yield _rows(user_ids, filled, _scores(scores, filled, sources), sources, reasons, catalogue)
+            rows = _rows(user_ids, filled, _scores(scores, filled, sources), sources, reasons, catalogue)
+            yield _stated(rows, words, mine) if words else rows
 
     def _seen(self, histories: Histories) -> ItemLists | None:
         """What each user of a block has seen, where that is excluded."""
@@ -192,6 +200,15 @@ class RankPart:
         short = np.flatnonzero((lists < 0).any(axis=1))
         cut = bars.for_fill(orders, short, len(catalogue.item_ids))
         return fill(lists, np.full(lists.shape, PERSONAL, np.int8), bars.denied, cut)
+
+
+def _stated(rows: pa.Table, words: BucketWords, mine: Histories) -> pa.Table:
+    """Rows of users who did nothing yet say that they come from stated interests."""
+    stated = words.said.only_stated(mine.user_ids) & (np.diff(mine.indptr) == 0)
+    who = pc.is_in(rows["user_id"], pa.array(mine.user_ids[stated], pa.string()))
+    named = pc.and_(who, pc.equal(rows["source"], SOURCES[PERSONAL]))
+    column = pc.if_else(named, SOURCES[INTERESTS], rows["source"])
+    return rows.set_column(rows.schema.get_field_index("source"), "source", column)
 
 
 def _padded(candidates: pa.Table, user_ids: pa.Array) -> np.ndarray:

@@ -52,10 +52,16 @@ def ages_days(times: pa.ChunkedArray, end: datetime) -> np.ndarray:
 
 def text_space(E: np.ndarray, params: LearnTaste) -> np.ndarray:
     """Unit vectors (n, d) float32 of the texts: the embeddings E, centred and whitened when asked for."""
+    whitening = fit_text_space(E, params)
+    return np.asarray(E) if whitening is None else taste.whiten(E, whitening)
+
+
+def fit_text_space(E: np.ndarray, params: LearnTaste) -> taste.Whitening | None:
+    """The transform of `text_space`, for other texts too; None where embeddings stay as they are."""
     if params.transform == "raw":
-        return np.asarray(E)
+        return None
     power = params.whiten_power if params.transform == "whiten" else 0.0
-    return taste.whiten(E, taste.fit_whitening(E, power, params.shrinkage))
+    return taste.fit_whitening(E, power, params.shrinkage)
 
 
 def smoothed(V: np.ndarray, liked: sparse.csr_matrix, weight: float) -> tuple[np.ndarray, int]:

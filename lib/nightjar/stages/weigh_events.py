@@ -1,4 +1,4 @@
-"""Events -> weighted interactions, known users, recent popularity.
+"""Events -> weighted interactions, known users, recent popularity, and what users wrote (user_texts.py).
 
 Weight of an event: its type's weight × its scene's weight × what its value says × 2^(−age / half-life), age
 counted back from the user's own newest event; negative kinds subtract. A list compares items for one user, so
@@ -16,6 +16,8 @@ from pyspark.sql import functions as F
 from nightjar.config import CleanEvents, Resources, WeighEvents
 from nightjar.engines import raw, spark
 from nightjar.stage import Metrics, Night
+from nightjar.stages.cells import BAD_LETTERS, text
+from nightjar.stages.user_texts import Wordings, write_user_texts
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, POPULARITY, USERS, WEIGHT_ONE
 
 CONTROL = r"[\x00-\x1f\x7f]"
@@ -47,7 +49,8 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
         F.max(liked).alias("last_liked"),
     )
     pairs = pairs.persist()
-    people = known_users(events, pairs, _declared_users(session, night)).persist()
+    declared = _declared_users(session, night)
+    people = known_users(events, pairs, declared).persist()
     try:
         written = spark.write(
             interactions(pairs, params.history_cap),
@@ -61,7 +64,9 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
         night.wrote(
             POPULARITY, spark.write(popular.repartition(1), night.write(POPULARITY), 1, ("segment", "rank"))
         )
-        return _counts(events, pairs, people)
+        strength = event_weight(cleaning, params, F.col("newest"), faded=False)
+        texts = write_user_texts(session, night, params, Wordings(events, strength, declared))
+        return {**_counts(events, pairs, people), **texts}
     finally:
         pairs.unpersist()
         people.unpersist()
@@ -106,7 +111,7 @@ def known_users(events: DataFrame, pairs: DataFrame, declared: DataFrame | None)
     )
     users = seen.select("user_id", "n_events", "last_event_time", F.col("latest.segment").alias("segment"))
     if declared is not None:
-        named = declared.withColumnRenamed("segment", "declared_segment")
+        named = declared.select("user_id", F.col("segment").alias("declared_segment"))
         users = users.join(named, "user_id", "full_outer").withColumn(
             "segment", F.coalesce("declared_segment", "segment")
         )
@@ -116,7 +121,8 @@ def known_users(events: DataFrame, pairs: DataFrame, declared: DataFrame | None)
 
 
 def _declared_users(session: SparkSession, night: Night) -> DataFrame | None:
-    """Users of the configured sources, one row each: the smallest segment wins where sources disagree.
+    """Users of the configured sources with segment and interests, one row each: where sources disagree the
+    smallest segment and the smallest text win.
 
     A row without a usable id names nobody and is left out.
     """
@@ -125,14 +131,19 @@ def _declared_users(session: SparkSession, night: Night) -> DataFrame | None:
     for number, source in enumerate(night.config.weigh_events.users):
         name = f"users{number}"
         table = raw.open_raw(session, source, night.raw["users_raw"][name], f"weigh_events.users[{number}]")
-        wanted = {"segment": "cast(null as string)", **raw.mapping(source)}
+        nothing = "cast(null as string)"
+        wanted = {"segment": nothing, "interests": nothing, **raw.mapping(source)}
         frames += [group.frame.filter(~F.col(raw.UNREADABLE)) for group in table.groups(wanted)]
-    together = raw.unite(frame.select(F.trim("user_id").alias("user_id"), "segment") for frame in frames)
+    user_id = F.trim("user_id").alias("user_id")
+    together = raw.unite(frame.select(user_id, "segment", "interests") for frame in frames)
     if together is None:
         return None
     usable = (F.col("user_id") != "") & (F.length("user_id") <= longest) & ~F.col("user_id").rlike(CONTROL)
     named = together.filter(usable).withColumn("segment", F.nullif(F.trim("segment"), F.lit("")))
-    return named.groupBy("user_id").agg(F.min("segment").alias("segment"))
+    named = named.withColumn("interests", text(F.regexp_replace("interests", BAD_LETTERS, " ")))
+    return named.groupBy("user_id").agg(
+        F.min("segment").alias("segment"), F.min("interests").alias("interests")
+    )
 
 
 def popularity(
