@@ -264,7 +264,7 @@ def test_users_who_only_wrote_get_lists_of_their_own(ran: Ran) -> None:
         assert tastes(ran, lists[user])[:3] == [taste] * 3, user  # popularity may bring what follows
         assert all(row["reason"] == [] for row in lists[user])
     assert tastes(ran, lists["reviewer"])[:3] == [4] * 3
-    assert 5 not in tastes(ran, lists["panner"])
+    assert tastes(ran, lists["panner"])[0] != 5
     for user in ("chatter", "fresh2", "fresh3"):
         assert "personal" not in {row["source"] for row in lists[user]}
         assert "interests" not in {row["source"] for row in lists[user]}
