@@ -37,8 +37,8 @@ real: setup ## the night and the back-test on real logs: make real DATA=online_r
 	$(BIN)/nightjar backtest --config conf/$(DATA).yaml
 	$(BIN)/nightjar summary --config conf/$(DATA).yaml
 
-bench-%: setup ## a benchmark: make bench-night, bench-encode, bench-topk
-	$(BIN)/python -m bench.$* $(ARGS)
+bench-%: setup ## a benchmark: make bench-night, bench-topk, bench-encode (DEVICE=cuda for a GPU)
+	$(BIN)/python -m bench.$* $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 lock: ## writes constraints.txt from the installed environment
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^nightjar' | sed 's/ @ .*//; s/+cpu$$//' > constraints.txt
