@@ -1,39 +1,43 @@
-"""Seconds and peak memory of every stage at several sizes of log, on a first night and on the one after it.
+"""Seconds, processor seconds and peak memory of every stage at several sizes of log, on two nights.
 
-    make bench-night                     1x, 4x and 16x of the demo's events
-    make bench-night ARGS="--scales 1"   one size
+    make bench-night                              1x, 4x and 16x of the demo's events
+    make bench-night ARGS="--scales 1"            one size
+    make bench-night ARGS="--stop-after 300"      begins no stage after 300 s; the same command again goes on
 
-Every stage runs as a process of its own (jobs/STAGE.py), as on a cluster: the start of a JVM or actor is in
-its seconds. Memory is the largest sum of resident sizes over the stage's process tree, sampled ten times a
-second; pages that processes share are counted for each, so it is an upper bound.
+The second night is the day after the first, with a day's worth of new events, items and texts. Every stage
+runs as a process of its own (jobs/STAGE.py), as on a cluster: the start of a JVM or of actors is in its
+seconds. Memory is the largest sum of resident sizes over the stage's process tree, sampled five times a
+second; pages that processes share are counted for each, so it is an upper bound. Processor seconds are those
+of the same tree as last seen, so what a process does in its last fifth of a second is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 
-from bench.machine import machine_facts
+from bench import machine
 from nightjar.generate import GenerateSpec, generate
 from nightjar.pipeline import NIGHT
 from nightjar.store import Dataset, Store
-from nightjar.tables import ITEM_EMBEDDINGS
+from nightjar.tables import ITEM_EMBEDDINGS, RECOMMENDATIONS
 
 RESULTS = Path("bench/results/night.jsonl")
 WORK = Path("build/bench-night")
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.2
+NIGHTS = ("first", "second")
 
 
 @dataclass(frozen=True)
@@ -48,43 +52,95 @@ class Figure:
     peak_bytes: int
 
 
+@dataclass(frozen=True)
+class World:
+    """A size of log under WORK, generated when it is first asked for, and what was measured on it so far."""
+
+    scale: int
+    spec: GenerateSpec
+
+    @property
+    def folder(self) -> Path:
+        return WORK / f"{self.scale}x-{self.spec.users}-{self.spec.items}-{self.spec.events}"
+
+    @property
+    def measured(self) -> Path:
+        return self.folder / "figures.jsonl"
+
+    def ds(self, night: str) -> date:
+        return self.spec.start + timedelta(days=self.spec.days - 1 + NIGHTS.index(night))
+
+    def figures(self) -> list[Figure]:
+        """Those of an earlier call that ended early, too."""
+        if not self.measured.exists():
+            return []
+        return [Figure(**json.loads(line)) for line in self.measured.read_text().splitlines()]
+
+    def measure(self) -> Iterator[Figure]:
+        """Runs what is not measured yet, stage by stage."""
+        done = {(one.night, one.stage) for one in self.figures()}
+        for night in NIGHTS:
+            for stage in NIGHT:
+                if (night, stage.name) in done:
+                    continue
+                self.generate(night)
+                figure = _stage(self, night, stage.name, _config(self.folder))
+                with self.measured.open("a") as sink:
+                    sink.write(json.dumps(asdict(figure)) + "\n")
+                yield figure
+
+    def generate(self, night: str) -> None:
+        """Writes the world, or the second night's day to it, unless it is there."""
+        whole = self.folder / f"generated-{night}"
+        if not whole.exists():
+            generate(replace(self.spec, next_days=NIGHTS.index(night)), self.folder / "raw")
+            whole.touch()
+
+    def metric(self, night: str, name: str) -> float:
+        """A figure out of a manifest: texts encoded, events kept."""
+        store, ds = Store(str(self.folder / "store")), str(self.ds(night))
+        table = ITEM_EMBEDDINGS if name == "encoded" else RECOMMENDATIONS
+        return float(Dataset(store, table, ds).require("run").manifest.metrics[name])
+
+
 def main() -> None:
     """Runs the scales asked for, prints the table and the headline, appends to bench/results/night.jsonl."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--scales", type=int, nargs="+", default=[1, 4, 16], metavar="N")
-    parser.add_argument(
-        "--keep", action="store_true", help="leave the worlds and stores under build/bench-night"
-    )
-    options = parser.parse_args()
-    figures: list[Figure] = []
-    encoded: dict[int, tuple[int, int]] = {}
-    for scale in options.scales:
-        spec = GenerateSpec(users=options.users, items=options.items, events=options.events * scale)
-        made, counts = _scale(scale, spec)
-        figures += made
-        encoded[scale] = counts
-        if not options.keep:
-            shutil.rmtree(WORK, ignore_errors=True)
-    print(_table(figures))
-    headline = _headline(figures, encoded)
+    options = _options()
+    worlds = [
+        World(scale, GenerateSpec(options.users, options.items, options.events * scale))
+        for scale in options.scales
+    ]
+    begun = time.monotonic()
+    for world in worlds:
+        for figure in world.measure():
+            if options.stop_after and time.monotonic() - begun > options.stop_after:
+                print(f"stopped after {figure.stage}; the same command goes on from there", file=sys.stderr)
+                sys.exit(3)
+    figures = [figure for world in worlds for figure in world.figures()]
+    print("\n\n".join(_table(figures, night) for night in NIGHTS))
+    headline = _headline(worlds)
     _append(figures, headline)
+    if not options.keep:
+        for world in worlds:
+            shutil.rmtree(world.folder, ignore_errors=True)
     print("bench night: " + " ".join(f"{name}={value:.3g}" for name, value in headline.items()))
 
 
-def _scale(scale: int, spec: GenerateSpec) -> tuple[list[Figure], tuple[int, int]]:
-    """Both nights of one size, and how many texts each of them encoded."""
-    folder = WORK / f"{scale}x"
-    shutil.rmtree(folder, ignore_errors=True)
-    last = spec.start + timedelta(days=spec.days - 1)
-    config = _config(folder)
-    generate(spec, folder / "raw")
-    figures = [_stage(scale, "first", stage.name, config, last) for stage in NIGHT]
-    generate(replace(spec, next_days=1), folder / "raw")
-    second = last + timedelta(days=1)
-    figures += [_stage(scale, "second", stage.name, config, second) for stage in NIGHT]
-    return figures, (_encoded(folder, last), _encoded(folder, second))
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    demo = GenerateSpec()
+    parser.add_argument("--scales", type=int, nargs="+", default=[1, 4, 16], metavar="N")
+    for name in ("users", "items", "events"):
+        default = getattr(demo, name)
+        text = f"of 1x; default: the demo's, {default:,}"
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    parser.add_argument(
+        "--stop-after", type=float, metavar="SECONDS", help="end with code 3 after the stage under way then"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave worlds and stores under build/bench-night")
+    return parser.parse_args()
 
 
 def _config(folder: Path) -> Path:
@@ -93,90 +149,94 @@ def _config(folder: Path) -> Path:
     content["root"] = str(folder / "store")
     content["extends"] = str(Path("conf/base.yaml").resolve())
     path = folder / "night.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
     return path
 
 
-def _encoded(folder: Path, ds: date) -> int:
-    committed = Dataset(Store(str(folder / "store")), ITEM_EMBEDDINGS, str(ds)).require("encode_items")
-    return int(committed.manifest.metrics["encoded"])
-
-
-def _stage(scale: int, night: str, stage: str, config: Path, ds: date) -> Figure:
-    command = [sys.executable, f"jobs/{stage}.py", "--config", str(config), "--ds", str(ds)]
-    before = os.times()
+def _stage(world: World, night: str, stage: str, config: Path) -> Figure:
+    command = [sys.executable, f"jobs/{stage}.py", "--config", str(config), "--ds", str(world.ds(night))]
+    said = world.folder / "said.txt"
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    peak = _watch(process)
+    with said.open("w") as sink:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink)
+        cpu, peak = _watch(process)
     seconds = time.monotonic() - started
     if process.returncode:
-        said = process.stderr.read() if process.stderr else ""
-        raise SystemExit(f"{stage} at {scale}x failed: {said.strip().splitlines()[-1:]}")
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"{scale:>3}x {night:<6} {stage:<15} {seconds:7.1f} s  {peak / 2**30:5.2f} GiB", file=sys.stderr)
-    return Figure(scale, night, stage, round(seconds, 2), round(cpu, 2), peak)
+        raise SystemExit(f"{stage} at {world.scale}x failed: {said.read_text().strip().splitlines()[-1:]}")
+    size = f"{peak / 2**30:5.2f} GiB"
+    print(
+        f"{world.scale:>3}x {night:<6} {stage:<15} {seconds:7.1f} s {cpu:7.1f} cpu s {size}", file=sys.stderr
+    )
+    return Figure(world.scale, night, stage, round(seconds, 2), round(cpu, 2), peak)
 
 
-def _watch(process: subprocess.Popen[str]) -> int:
-    """Waits for the process; the largest resident size its tree had, in bytes."""
+def _watch(process: subprocess.Popen[bytes]) -> tuple[float, int]:
+    """Waits for the process; the processor seconds of its tree and the largest resident size it had."""
     peak, root = 0, psutil.Process(process.pid)
+    cpu: dict[tuple[int, float], float] = {}
     while process.poll() is None:
-        try:
-            tree = [root, *root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            break
         total = 0
-        for one in tree:
+        for one in _tree(root):
             try:
-                total += one.memory_info().rss
-            except psutil.NoSuchProcess:
+                with one.oneshot():
+                    times = one.cpu_times()
+                    cpu[one.pid, one.create_time()] = times.user + times.system
+                    total += one.memory_info().rss
+            except psutil.Error:
                 continue
         peak = max(peak, total)
         time.sleep(SAMPLE_SECONDS)
-    process.wait()
-    return peak
+    return sum(cpu.values()), peak
 
 
-def _table(figures: list[Figure]) -> str:
-    nights = sorted({(one.scale, one.night) for one in figures})
-    head = f"{'stage':<16}" + "".join(f"{scale:>5}x {night:<6} s   GiB" for scale, night in nights)
-    lines = [head]
+def _tree(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _table(figures: list[Figure], night: str) -> str:
+    """A line a stage; seconds, processor seconds and GiB for each size."""
+    scales = sorted({one.scale for one in figures})
+    head = "".join(f"  {f'{scale}x':>6} s  cpu s   GiB" for scale in scales)
+    lines = [f"{night + ' night':<16}{head}"]
     for stage in NIGHT:
         cells = []
-        for scale, night in nights:
+        for scale in scales:
             one = next(f for f in figures if (f.scale, f.night, f.stage) == (scale, night, stage.name))
-            cells.append(f"{one.seconds:>13.1f} {one.peak_bytes / 2**30:>6.2f}")
-        lines.append(f"{stage.name:<16}" + "".join(cells))
-    totals = [_total(figures, scale, night) for scale, night in nights]
-    lines.append(f"{'the night':<16}" + "".join(f"{total:>13.1f}       " for total in totals))
-    return "\n".join(lines)
+            cells.append(f"  {one.seconds:>8.1f} {one.cpu_seconds:>6.1f} {one.peak_bytes / 2**30:>5.2f}")
+        lines.append(f"{stage.name:<16}{''.join(cells)}")
+    totals = []
+    for scale in scales:
+        mine = [one for one in figures if (one.scale, one.night) == (scale, night)]
+        cpu, peak = sum(one.cpu_seconds for one in mine), max(one.peak_bytes for one in mine)
+        totals.append(f"  {sum(one.seconds for one in mine):>8.1f} {cpu:>6.1f} {peak / 2**30:>5.2f}")
+    return "\n".join([*lines, f"{'the night':<16}{''.join(totals)}"])
 
 
-def _total(figures: list[Figure], scale: int, night: str) -> float:
-    return sum(one.seconds for one in figures if (one.scale, one.night) == (scale, night))
-
-
-def _headline(figures: list[Figure], encoded: dict[int, tuple[int, int]]) -> dict[str, float]:
+def _headline(worlds: list[World]) -> dict[str, float]:
     """Ratios: how the night grows with its log, and what the second night saves."""
-    scales = sorted({one.scale for one in figures})
-    low, high = scales[0], scales[-1]
-    first = {scale: _total(figures, scale, "first") for scale in scales}
-    out = {f"seconds_{low}x": first[low]}
-    if high > low:
-        out[f"seconds_{high}x_vs_{low}x"] = first[high] / first[low]
-    out["second_vs_first"] = _total(figures, low, "second") / first[low]
-    out["encoded_second_vs_first"] = encoded[low][1] / max(encoded[low][0], 1)
-    out["peak_gib"] = max(one.peak_bytes for one in figures) / 2**30
+
+    def total(world: World, night: str, what: str = "seconds") -> float:
+        return sum(float(getattr(one, what)) for one in world.figures() if one.night == night)
+
+    low, high = worlds[0], worlds[-1]
+    out = {f"seconds_{low.scale}x": total(low, "first")}
+    if high.scale > low.scale:
+        for what in ("seconds", "cpu_seconds"):
+            growth = total(high, "first", what) / total(low, "first", what)
+            out[f"{what}_{high.scale}x_vs_{low.scale}x"] = growth
+    out["second_vs_first"] = total(low, "second") / total(low, "first")
+    out["encoded_second_vs_first"] = low.metric("second", "encoded") / max(low.metric("first", "encoded"), 1)
+    out["peak_gib"] = max(one.peak_bytes for world in worlds for one in world.figures()) / 2**30
     return out
 
 
 def _append(figures: list[Figure], headline: dict[str, float]) -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     row: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
+        "machine": machine.facts(),
         "headline": headline,
         "figures": [asdict(one) for one in figures],
     }

@@ -18,6 +18,8 @@ from nightjar.stage import Night, RunStage, Stage, StageResult, run_stage
 if TYPE_CHECKING:  # unit tests of kernels must not load an engine through this file
     from pyspark.sql import SparkSession
 
+    from tests.small_night import Undisturbed
+
 # The same examples on every machine; HYPOTHESIS_PROFILE=default looks for new ones.
 settings.register_profile("stable", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "stable"))
@@ -46,6 +48,17 @@ def spark() -> Iterator[SparkSession]:
     found = session(config_of("build/tests"))
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """One small night as a process of its own, shared: what others publish of that world is held against it.
+
+    Who adds days to the world or nights to the store does so in a copy.
+    """
+    from tests.small_night import undisturbed_night
+
+    return undisturbed_night(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -33,11 +34,31 @@ SMALL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Undisturbed:
+    """A world and an undisturbed night of it. files: what it published; said: what it printed."""
+
+    folder: Path
+    world: SmallWorld
+    config: Path
+    files: dict[str, str]
+    said: str
+
+    @property
+    def root(self) -> Path:
+        return self.config.with_suffix("")
+
+
+@dataclass(frozen=True)
 class SmallWorld:
     """A generated world under `folder`; equal arguments give equal bytes."""
 
     folder: Path
     facts: dict[str, Any]
+
+    def copied(self, folder: Path) -> SmallWorld:
+        """The same files elsewhere, times of change included: days added there disturb nobody."""
+        shutil.copytree(self.folder, folder)
+        return SmallWorld(folder, self.facts)
 
     def config(self, root: Path, **sections: Any) -> Path:
         """Writes conf/demo.yaml over this world and `root`, all paths absolute; returns the file."""
@@ -67,6 +88,15 @@ def small_world(folder: Path, **spec: Any) -> SmallWorld:
     given |= spec
     facts = generate(GenerateSpec(**given), folder)
     return SmallWorld(folder, json.loads(json.dumps(facts, default=str)))
+
+
+def undisturbed_night(folder: Path) -> Undisturbed:
+    """Runs a night on a small world under `folder`; `conftest.undisturbed` shares one among all tests."""
+    world = small_world(folder / "raw")
+    config = world.config(folder / "store")
+    ran = nightjar("run", "--config", config, cache=folder / "cache")
+    assert ran.returncode == 0, ran.stderr
+    return Undisturbed(folder, world, config, published(folder / "store"), ran.stdout + ran.stderr)
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -18,7 +18,7 @@ from nightjar.night import function_of, run_declared
 from nightjar.pipeline import CLEAN_EVENTS, EVALUATE, NIGHT, PUBLISH
 from nightjar.sources import RawFile
 from nightjar.stage import Night, run_stage
-from nightjar.store import Committed
+from nightjar.store import BACKTEST, Committed
 from nightjar.tables import EVENTS, METRICS
 
 SHOWN = ("Recall", "nDCG", "HitRate", "MRR")
@@ -56,7 +56,7 @@ def _window(night: Night, end: date) -> Committed:
 def _as_of(night: Night) -> NightConfig:
     """The same night under a root of its own; logs that come day by day are cleaned as one window."""
     cleaning = night.config.clean_events.model_copy(update={"history": "snapshot"})
-    root = f"{night.config.root.rstrip('/')}/backtest"
+    root = night.store.below(BACKTEST).root
     return night.config.model_copy(update={"root": root, "clean_events": cleaning})
 
 

@@ -18,6 +18,7 @@ from nightjar.published import roll_back
 from nightjar.retention import prune
 from nightjar.stage import Night, Stage
 from nightjar.store import Store
+from nightjar.trace import trace
 
 Command = Callable[[argparse.Namespace], int | None]
 Subparsers = Any  # argparse keeps the type of add_subparsers() private
@@ -50,12 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "backtest", _backtest, "lists as of an earlier date against what happened then")
     show = _add(commands, "show", _show, "a user's history and list, readable")
     show.add_argument("user", metavar="USER")
+    where = _add(commands, "trace", _trace, "which tables and nights still hold rows of a user")
+    where.add_argument("user", metavar="USER")
     _add(commands, "summary", _summary, "counts, seconds and figures of a night")
     _add(commands, "runs", _runs, "the nights under the root, and which one is live")
     back = _add(commands, "rollback", _rollback, "make the list before the live one live again")
     back.add_argument("--to", metavar="YYYY-MM-DD", help="the date to go to, back or forward again")
     drop = _add(commands, "prune", _prune, "drop old nights, never what is live or can be rolled back to")
     drop.add_argument("--keep", type=_at_least_one, default=14, metavar="NIGHTS", help="default 14")
+    drop.add_argument(
+        "--lists", type=_at_least_one, metavar="N", help="published lists to roll back to; default: all kept"
+    )
     drop.add_argument("--dry-run", action="store_true", help="only say what would go")
     _add(commands, "verify", _verify, "check every manifest and hash again; --ds for one date")
     listing = _add(commands, "ls", _ls, "the committed files of a table, a path a line")
@@ -126,6 +132,11 @@ def _show(options: argparse.Namespace) -> None:
     print(inspect.show_user(Store(config.root), options.user, _date(options.ds, config)))
 
 
+def _trace(options: argparse.Namespace) -> None:
+    found, total = trace(Store(config_of(options).root), options.user)
+    print(f"{found}\n{total:,} rows" if total else "no rows")
+
+
 def _date(text: str | None, config: NightConfig) -> str | None:
     """A date given on the command line, checked; None where none is given: the live list, every date."""
     return None if text is None else str(logical_date(text, config))
@@ -154,7 +165,7 @@ def _at_least_one(text: str) -> int:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    gone = prune(config_of(options), options.keep, dry_run=options.dry_run)
+    gone = prune(config_of(options), options.keep, options.lists, dry_run=options.dry_run)
     for one in gone:
         print(f"{one.name}  ({one.why})")
     print(f"{len(gone)} folders {'would be ' if options.dry_run else ''}dropped")

@@ -437,7 +437,7 @@ class AllowList(Files):
         return self
 
 
-def _plain_list(files: Files, columns: tuple[str, str]) -> None:
+def _plain_list(files: Files, columns: tuple[str, ...]) -> None:
     """A list is read without Spark, so it knows no SQL."""
     _known(files, columns, columns)
     if files.sql or files.multiline:
@@ -488,7 +488,14 @@ class Publish(Section):
     min_catalogue_coverage: Share = Field(0.0, description="available items in any list")
     max_quarantine: Share = Field(0.5, description="raw rows rejected, future events not counted")
     min_overlap: Share = Field(
-        0.0, description="mean Jaccard of users' lists with the published night before"
+        0.05,
+        description="mean Jaccard of users' lists with the published night before, of 100 users or more",
+    )
+    min_users_vs_before: Share = Field(
+        0.5, description="users with a list, of those the published night before had: half a log is no log"
+    )
+    max_days_since_last_event: float | None = Field(
+        None, ge=0, description="age of the newest event at the end of ds: whether the log has stopped"
     )
     resources: Resources = resources()
 
@@ -503,6 +510,27 @@ class Evaluate(Section):
     n_resamples: Positive = 1000
     seed: int = 0
     resources: Resources = resources()
+
+
+class ForgetList(Files):
+    """Users who asked to be forgotten, or opted out; read as it is, so it knows no SQL."""
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> ForgetList:
+        _plain_list(self, ("user_id",))
+        return self
+
+
+class Privacy(Section):
+    """What must not be known of anybody: rows of users to forget are dropped where logs are read."""
+
+    forget: tuple[ForgetList, ...] = Field(
+        (),
+        description="user_id: no event, no vector, no list; a path without {ds} holds for every night",
+    )
+    keep_payload: bool = Field(
+        True, description="off: the quarantine keeps reasons and counts, not what the rejected rows said"
+    )
 
 
 class SparkConfig(Section):
@@ -558,6 +586,7 @@ class NightConfig(Section):
     retrieve: Retrieve = Field(default_factory=Retrieve)
     rank: Rank = Field(default_factory=Rank)
     publish: Publish = Field(default_factory=Publish)
+    privacy: Privacy = Field(default_factory=Privacy)
     evaluate: Evaluate = Field(default_factory=Evaluate)
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from pathlib import Path
 from nightjar.config import NightConfig
 from nightjar.errors import NightjarError
 from nightjar.job import config_of
+from nightjar.masking import masked
 from nightjar.pipeline import NIGHT
 from nightjar.store import Store
 
@@ -57,10 +58,8 @@ def doctor(options: argparse.Namespace) -> int:
     findings = list(_findings(options))
     for finding in findings:
         mark = "ok  " if not finding.remedy else "FIX "
-        print(
-            f"{mark} {finding.name}: {finding.found}"
-            + (f"\n      {finding.remedy}" if finding.remedy else "")
-        )
+        remedy = f"\n      {finding.remedy}" if finding.remedy else ""
+        print(masked(f"{mark} {finding.name}: {finding.found}{remedy}"))
     return 1 if any(finding.remedy for finding in findings) else 0
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from nightjar.errors import ConfigError, NightjarError, NotCommitted, StorageError
+from nightjar.masking import masked
 from nightjar.pipeline import NIGHT
 from nightjar.published import latest, opened, publications
 from nightjar.store import Committed, Dataset, Store, committed_dates, damage, locate
@@ -117,7 +118,7 @@ def summary(store: Store, ds: str) -> str:
     for name, committed in done.items():
         figures = "\n".join(_flat(committed.manifest.metrics))
         table.add_row(name, f"{committed.manifest.rows:,}", f"{committed.manifest.seconds:.1f}", figures)
-    return _text(table) + f"\noutput: {store.path(RECOMMENDATIONS.name)}"
+    return _text(table) + f"\noutput: {masked(store.path(RECOMMENDATIONS.name))}"
 
 
 def _flat(metrics: Any, prefix: str = "") -> Iterator[str]:
@@ -137,8 +138,8 @@ def show_user(store: Store, user_id: str, ds: str | None = None) -> str:
     """A user's recent history and list with the reasons, as text; NotCommitted where the user is unknown."""
     lists = Dataset(store, RECOMMENDATIONS, ds).require("run") if ds else latest(store)
     date = lists.manifest.ds
-    rows = _rows_of(lists, user_id).sort_by("rank").to_pylist()
-    people = _rows_of(Dataset(store, USERS, date).require("weigh_events"), user_id).to_pylist()
+    rows = rows_of(lists, user_id).sort_by("rank").to_pylist()
+    people = rows_of(Dataset(store, USERS, date).require("weigh_events"), user_id).to_pylist()
     if not rows and not people:
         raise NotCommitted(f"user {user_id!r} is not known on {date}; ids are compared exactly")
     history = _history(store, date, user_id)
@@ -152,7 +153,7 @@ def show_user(store: Store, user_id: str, ds: str | None = None) -> str:
     return "\n".join([head, _text(_history_table(history, titles)), *said, _text(_list_table(rows, titles))])
 
 
-def _rows_of(committed: Committed, user_id: str) -> pa.Table:
+def rows_of(committed: Committed, user_id: str) -> pa.Table:
     """One user's rows, found through the statistics of the sorted parts rather than by reading them all."""
     fs, _ = locate(committed.dataset.store.root)
     paths = [locate(path)[1] for path in committed.paths()]
@@ -169,7 +170,7 @@ def _rows_of(committed: Committed, user_id: str) -> pa.Table:
 
 
 def _history(store: Store, ds: str, user_id: str) -> list[dict[str, Any]]:
-    interactions = _rows_of(Dataset(store, INTERACTIONS, ds).require("weigh_events"), user_id)
+    interactions = rows_of(Dataset(store, INTERACTIONS, ds).require("weigh_events"), user_id)
     items = Dataset(store, ITEMS, ds).require("build_items").read(["item_id", "item_num"])
     at = pc.index_in(interactions["item_num"], items["item_num"].combine_chunks())
     rows = interactions.append_column("item_id", items["item_id"].take(at))

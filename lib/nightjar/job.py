@@ -12,6 +12,7 @@ from typing import NoReturn
 from nightjar.conf_files import load_config
 from nightjar.config import NightConfig
 from nightjar.errors import NightjarError
+from nightjar.masking import masked
 from nightjar.night import logical_date, run_declared
 from nightjar.progress import Report
 from nightjar.stage import Night, RunStage, Stage
@@ -60,7 +61,7 @@ def guarded(action: Callable[[], int | None]) -> NoReturn:
         code = action() or 0
         sys.stdout.flush()  # a reader that closed the pipe shows itself here, not at exit
     except NightjarError as error:
-        print(f"nightjar: {error}", file=sys.stderr)
+        print(f"nightjar: {masked(str(error))}", file=sys.stderr)
         code = EXIT_REFUSED
     except KeyboardInterrupt:
         print(
@@ -73,8 +74,9 @@ def guarded(action: Callable[[], int | None]) -> NoReturn:
     except Exception as error:
         if os.environ.get("NIGHTJAR_DEBUG"):
             traceback.print_exc()
+        said = masked(" ".join(str(error).split()))[:400]
         print(
-            f"nightjar: unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]}; our bug, "
+            f"nightjar: unexpected {type(error).__name__}: {said}; our bug, "
             "set NIGHTJAR_DEBUG=1 for the traceback and report it",
             file=sys.stderr,
         )

@@ -8,8 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 
 from nightjar.config import EARLIEST, LATEST, NightConfig
 from nightjar.errors import ConfigError
-from nightjar.pipeline import NIGHT
+from nightjar.pipeline import NIGHT, PUBLISH, RANK
+from nightjar.published import make_live, publications
 from nightjar.stage import Night, RunStage, Stage, StageResult, run_stage
+from nightjar.tables import RECOMMENDATIONS
 
 
 def stage_named(name: str) -> Stage:
@@ -29,7 +31,11 @@ def function_of(stage: Stage) -> RunStage:
 def run_declared(stage: Stage, run: RunStage, night: Night) -> StageResult:
     """One stage with its raw inputs resolved: what `nightjar STAGE`, jobs/STAGE.py and a whole night call."""
     inputs = importlib.import_module("nightjar.stages.inputs")
-    return run_stage(stage, run, night, inputs.raw_inputs(stage, night.config, night.ds))
+    result = run_stage(stage, run, night, inputs.raw_inputs(stage, night.config, night.ds))
+    if stage is PUBLISH and not publications(night.store):
+        # LATEST.json was lost or, being damaged, removed: the gates of this very list have passed before.
+        make_live(night.store, night.dataset(RECOMMENDATIONS).require(RANK.name))
+    return result
 
 
 def run_night(night: Night, first: str | None = None, last: str | None = None) -> list[StageResult]:

@@ -38,13 +38,15 @@ EVENTS_RAW = Raw("events_raw")
 ITEMS_RAW = Raw("items_raw")
 USERS_RAW = Raw("users_raw")
 LIMITS_RAW = Raw("limits_raw")
+FORGET_RAW = Raw("forget_raw")
 MODEL = Raw("model")
 
 CLEAN_EVENTS = Stage(
     "clean_events",
     "spark",
-    reads=(EVENTS_RAW,),
+    reads=(EVENTS_RAW, FORGET_RAW),
     writes=(EVENTS, QUARANTINE),
+    also=("privacy",),
 )
 BUILD_ITEMS = Stage(
     "build_items",
@@ -62,9 +64,10 @@ ENCODE_ITEMS = Stage(
 WEIGH_EVENTS = Stage(
     "weigh_events",
     "spark",
-    reads=(Window(EVENTS), ITEMS, USERS_RAW),
+    reads=(Window(EVENTS), ITEMS, USERS_RAW, FORGET_RAW),
     writes=(INTERACTIONS, USERS, POPULARITY, USER_TEXTS, QUERY_TEXT),
-    also=("clean_events",),  # the weights of scenes and event types stand there
+    # Weights of scenes and event types stand with the cleaning; nights cleaned before a request are read.
+    also=("clean_events", "privacy"),
     version=2,
 )
 ENCODE_QUERIES = Stage(
@@ -129,9 +132,9 @@ RANK = Stage(
 PUBLISH = Stage(
     "publish",
     "local",
-    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, EVENTS, CANDIDATES),
+    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, EVENTS, CANDIDATES, FORGET_RAW),
     writes=(METRICS,),
-    also=("retrieve", "rank"),  # what the lists are held against
+    also=("retrieve", "rank", "privacy"),  # what the lists are held against
 )
 
 EVALUATE = Stage(

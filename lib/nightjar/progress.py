@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from nightjar.masking import masked
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -65,7 +67,7 @@ class Report:
     def line(self, text: str) -> None:
         """One plain line."""
         if not self._quiet:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(masked(text), markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "parts") -> Iterator[Task]:

@@ -39,7 +39,10 @@ def publications(store: Store) -> list[Publication]:
         raw = json.loads(data)
         return [Publication(**entry) for entry in (raw["current"], *raw["previous"])]
     except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{store.path(LATEST)} is damaged ({error}); publish a night again") from None
+        raise StorageError(
+            f"{store.path(LATEST)} is damaged ({error}); remove it and run `nightjar publish`: that night is "
+            "live again then"
+        ) from None
 
 
 def latest(store: Store) -> Committed:
@@ -99,6 +102,14 @@ def roll_back(store: Store, ds: str | None = None) -> Publication:
 def remembered(store: Store) -> list[Publication]:
     """All that a rollback can lead to, the live list first."""
     return [*publications(store), *_withdrawn(store)]
+
+
+def keep_lists(store: Store, n: int) -> list[Publication]:
+    """Remembers only the newest n published lists, the live one among them; returns those given up."""
+    live, withdrawn = publications(store), _withdrawn(store)
+    if live and (live[n:] or withdrawn):
+        _put(store, live[:n])
+    return [*live[n:], *withdrawn]
 
 
 def _withdrawn(store: Store) -> list[Publication]:

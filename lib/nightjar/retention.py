@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from nightjar.config import NightConfig
-from nightjar.published import remembered
-from nightjar.store import Dataset, Store, committed_dates
+from nightjar.published import keep_lists, publications, remembered
+from nightjar.store import BACKTEST, Dataset, Store, committed_dates
 from nightjar.tables import EVENTS, RECOMMENDATIONS, TABLES
 
 
@@ -23,15 +23,23 @@ class Droppable:
     why: str
 
 
-def droppable(config: NightConfig, keep: int) -> list[Droppable]:
-    """What `prune` would drop when the newest `keep` nights stay.
+def droppable(config: NightConfig, keep: int, lists: int | None = None) -> list[Droppable]:
+    """What `prune` would drop when the newest `keep` nights stay, of the nights and of the back-tests.
 
-    With `history: daily` the events of the whole window stay: later nights read them.
+    lists: how many of the published lists stay for a rollback, the live one among them; None: all. With
+    `history: daily` the events of the whole window stay: later nights read them.
     """
     store = Store(config.root)
+    found = _droppable(config, store, keep, lists)
+    tested = _droppable(config, store.below(BACKTEST), keep, lists)
+    return [*found, *(Droppable(f"{BACKTEST}/{one.name}", one.why) for one in tested)]
+
+
+def _droppable(config: NightConfig, store: Store, keep: int, lists: int | None) -> list[Droppable]:
     dates = sorted({ds for table in TABLES for ds in committed_dates(store, table)})
     kept = set(dates[-keep:])
-    published = {(one.ds, one.fingerprint) for one in remembered(store)}
+    staying = remembered(store) if lists is None else publications(store)[:lists]
+    published = {(one.ds, one.fingerprint) for one in staying}
     found: list[Droppable] = []
     for table in TABLES:
         needed = kept | (_window(config, dates) if table is EVENTS else set())
@@ -41,10 +49,12 @@ def droppable(config: NightConfig, keep: int) -> list[Droppable]:
     return found
 
 
-def prune(config: NightConfig, keep: int, *, dry_run: bool) -> list[Droppable]:
+def prune(config: NightConfig, keep: int, lists: int | None = None, *, dry_run: bool) -> list[Droppable]:
     """Drops it, unless `dry_run`; returns what went or would go."""
-    found = droppable(config, keep)
+    found = droppable(config, keep, lists)
     store = Store(config.root)
+    if lists is not None and not dry_run:
+        keep_lists(store, lists)  # first: what LATEST.json names must be there
     for one in () if dry_run else found:
         store.drop(one.name)
     return found

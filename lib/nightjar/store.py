@@ -35,6 +35,8 @@ ROWS_PER_GROUP = 65_536
 """Rows of a Parquet row group; fixed, so that bytes do not depend on the batches rows arrived in."""
 
 MANIFEST = "MANIFEST.json"
+BACKTEST = "backtest"
+"""Folder under a root with a store of its own: the nights that back-tests ran."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Store:
         if self.is_local:
             return "/".join((self._located[1], *names))
         return "/".join((self.root.rstrip("/"), *names))
+
+    def below(self, name: str) -> Store:
+        """A store of its own in a folder under this root."""
+        return Store(f"{self.root.rstrip('/')}/{name}")
 
     def open(self, name: str) -> pa.NativeFile:
         """A seekable stream over a file under the root."""

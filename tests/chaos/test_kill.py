@@ -18,35 +18,16 @@ from nightjar.pipeline import NIGHT
 from nightjar.store import Dataset, Store
 from nightjar.tables import ITEM_EMBEDDINGS
 from tests.conftest import ROOT
-from tests.small_night import SmallWorld, command, environment, mentioning, nightjar, published, small_world
+from tests.small_night import Undisturbed, command, environment, mentioning, nightjar, published
 
-# Fixtures run whole nights, which take minutes on a busy machine: `make test-slow`.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)  # fixtures run whole nights; a busy machine takes minutes for one
 
 STAGES = tuple(stage.name for stage in NIGHT)
-QUICK = ("clean_events", "encode_items", "retrieve", "publish")
-"""Where the short version kills: Spark while it writes, Ray between two parts, Ray again, the last step."""
+QUICK = ("clean_events", "encode_items", "publish")
+"""Where the short version kills: Spark while it writes, Ray between two parts, the last step."""
 SECONDS_TO_GO = 150
 """The most that processes may take to go by themselves. It is two seconds as a rule; where a starved raylet
 died while it came up, its agent looks for the cluster for another minute."""
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """A world and what an undisturbed night published of it."""
-
-    folder: Path
-    world: SmallWorld
-    files: dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    folder = tmp_path_factory.mktemp("kill")
-    world = small_world(folder / "raw")
-    ran = nightjar("run", "--config", world.config(folder / "whole"), cache=folder / "cache-whole")
-    assert ran.returncode == 0, ran.stderr
-    return Undisturbed(folder, world, published(folder / "whole"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +86,9 @@ def kill_in(stage: str, config: Path, cache: Path) -> bool:
         return run.process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("stages", [QUICK, STAGES])
+@pytest.mark.parametrize(
+    "stages", [pytest.param(QUICK, id="some"), pytest.param(STAGES, id="all", marks=pytest.mark.slow)]
+)
 def test_killed_in_a_stage_and_run_again(undisturbed: Undisturbed, stages: tuple[str, ...]) -> None:
     root = undisturbed.folder / f"killed-{len(stages)}"
     config = undisturbed.world.config(root)
@@ -122,6 +105,7 @@ def test_killed_in_a_stage_and_run_again(undisturbed: Undisturbed, stages: tuple
     assert resumed > 0, "parts that were done were encoded again"
 
 
+@pytest.mark.slow
 def test_stopped_by_ctrl_c_then_two_at_once(undisturbed: Undisturbed) -> None:
     root = undisturbed.folder / "stopped"
     config = undisturbed.world.config(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from nightjar.published import publications
 from nightjar.store import Committed, Dataset, Store
 from nightjar.tables import EVENTS, INTERACTIONS, ITEM_EMBEDDINGS, ITEM_TEXT, RECOMMENDATIONS, USERS, Table
-from tests.small_night import SmallWorld, nightjar, published, small_world
+from tests.small_night import SmallWorld, Undisturbed, nightjar, published, small_world
 
 pytestmark = pytest.mark.timeout(1500)  # fixtures run whole nights; a busy machine takes minutes for one
 
@@ -49,12 +50,18 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(tmp_path_factory: pytest.TempPathFactory, undisturbed: Undisturbed) -> Ran:
+    """A copy of the undisturbed night: other files and another root, but nothing that a night goes by."""
     folder = tmp_path_factory.mktemp("night")
-    world = small_world(folder / "raw")
+    world = undisturbed.world.copied(folder / "raw")
     found = Ran(folder, world, world.config(folder / "store"))
-    assert f"night {found.ds}: 12 of 12 stages ran" in found.say("run")
+    shutil.copytree(undisturbed.root, found.root)
     return found
+
+
+def test_the_whole_night_runs(undisturbed: Undisturbed) -> None:
+    assert f"night {undisturbed.world.facts['last_day']}: 12 of 12 stages ran" in undisturbed.said
+    assert "Traceback" not in undisturbed.said
 
 
 def test_a_night_run_again_does_nothing(ran: Ran) -> None:
@@ -130,13 +137,20 @@ def test_second_night_damage_and_the_way_back(ran: Ran) -> None:
     first = published(ran.root)
     later = small_world(ran.world.folder, next_days=1)
     tomorrow = max(later.facts["items_by_day"])
-    assert "12 of 12 stages ran" in ran.say("run", "--ds", tomorrow)
+    user = gone_user(ran)
+    forget = f"privacy.forget=[{{path: {ran.folder}/forget.csv, format: csv, columns: {{user_id: user}}}}]"
+    assert "12 of 12 stages ran" in ran.say("run", "--ds", tomorrow, "--set", forget)
     new_texts = texts(ran, tomorrow) - texts(ran, ran.ds)
     metrics = ran.committed(ITEM_EMBEDDINGS, tomorrow).manifest.metrics
     assert metrics["encoded"] == len(new_texts)
     assert metrics["reused"] == ran.committed(ITEM_TEXT, tomorrow).manifest.rows - len(new_texts)
     assert metrics["encoded"] <= rewritten(later.facts["items_by_day"][tomorrow])
     assert [one.ds for one in publications(Store(str(ran.root)))] == [tomorrow, ran.ds]
+    assert ran.committed(EVENTS, tomorrow).manifest.metrics["forgotten"] > 0
+    traced = ran.say("trace", user)
+    assert ran.ds in traced
+    assert tomorrow not in traced
+    assert "not known" in ran.say("show", user, code=2)
 
     assert "live: " + ran.ds in ran.say("rollback")
     assert published(ran.root) == first
@@ -148,6 +162,14 @@ def test_second_night_damage_and_the_way_back(ran: Ran) -> None:
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     assert " 0 faults" in ran.say("verify")
+
+
+def gone_user(ran: Ran) -> str:
+    """Somebody with events and a list, who asks to be forgotten."""
+    rows = ran.committed(USERS).read(["user_id", "n_events"]).to_pylist()
+    user = str(max(rows, key=lambda row: (row["n_events"], row["user_id"]))["user_id"])
+    (ran.folder / "forget.csv").write_text(f"user\n{user}\n")
+    return user
 
 
 def texts(ran: Ran, ds: str) -> set[str]:

@@ -68,6 +68,8 @@ MAIN = [
     b'{"id": "g\\u0001", "name": "bad"}',
     b'{"id": "' + b"h" * 300 + b'", "name": "too long"}',
     b'{"id": "i", "name": "cut o',
+    b'{"id": "y", "name": "Yet to come", "since": "9999-12-31", "at": "2026-01-01"}',
+    b'{"id": "a", "name": "Later name", "at": "9999-12-31"}',
     b"",
 ]
 SECOND = (
@@ -79,6 +81,17 @@ TRIPLES = (
 )
 
 
+def write_parquet(folder: Path) -> None:
+    """Parquet of two days: ids a double with a hole and 64-bit whole numbers, another type of time, no rows."""
+    born = pa.array([np.datetime64("2026-02-02T00:00:00", "ns")] * 2, pa.timestamp("ns"))
+    doubles = {"code": [17850.0, float("nan")], "label": ["Lamp", "hole"], "born": born, "stock": [1.0, 1.0]}
+    wholes = {"code": [17851], "label": [float("nan")], "born": ["9999-01-01"], "stock": [True]}
+    more = {"extra": [{"a": 1}]}
+    pq.write_table(pa.table(doubles), folder / "a.parquet")
+    pq.write_table(pa.table(wholes | more), folder / "b.parquet")
+    pq.write_table(pa.table(doubles).slice(0, 0), folder / "zero rows.parquet")
+
+
 @pytest.fixture(scope="module")
 def small(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Night, dict[str, Any]]:
     """One night over two sources, triples and a log that knows items of its own."""
@@ -86,9 +99,11 @@ def small(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("items")
     (folder / "main.jsonl").write_bytes(b"\n".join(MAIN))
     (folder / "second.csv").write_text(SECOND)
+    (folder / "main-empty.jsonl").write_bytes(b"")
     (folder / "triples.csv").write_text(TRIPLES)
+    write_parquet(folder)
     main = {
-        "path": f"{folder}/main.jsonl",
+        "path": f"{folder}/main*.jsonl",
         "format": "jsonl",
         "columns": {"item_id": "id", "title": "name", "description": "text", "available": "ok",
                     "first_seen": "since", "updated_at": "at"},
@@ -102,6 +117,11 @@ def small(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tupl
         "columns": {"item_id": "key", "title": "label", "category": "kind"},
         "fields": {"colour": "colour"},
         "pick": "most_frequent",
+    }
+    third = {
+        "path": f"{folder}/*.parquet",
+        "format": "parquet",
+        "columns": {"item_id": "code", "title": "label", "first_seen": "born", "available": "stock"},
     }
     triples = {
         "path": f"{folder}/triples.csv",
@@ -117,7 +137,8 @@ def small(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tupl
         "unknown_items": "keep",
         "rows_per_part": 3,
     }
-    night = Night(config_of(str(folder / "root"), sources=[main, second], items=items), DAY.date(), QUIET)
+    sources = [main, second, third]
+    night = Night(config_of(str(folder / "root"), sources=sources, items=items), DAY.date(), QUIET)
     commit_events(
         night, {"a": DAY, "b": DAY, "new": DAY, None: DAY, "../../x": datetime(2026, 2, 1, tzinfo=UTC)}
     )
@@ -126,7 +147,9 @@ def small(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_sources_are_joined_field_by_field_and_the_earlier_one_wins(small: tuple[Night, Any]) -> None:
     items = {row["item_id"]: row for row in rows_of(small[0], ITEMS)}
-    assert sorted(items) == sorted(["../../x", "a", "b", "c", "d", "f", "new", "z"])
+    codes = ["17850", "17851"]
+    assert sorted(items) == sorted(["../../x", "a", "b", "c", "d", "f", "new", "y", "z", *codes])
+    assert items["17850"]["title"] == "Lamp"
     assert items["a"]["title"] == "Tea & Cake"
     assert items["a"]["category"] == "Pots"
     assert dict(items["a"]["fields"]) == {"brand": "Acme", "colour": "red"}
@@ -149,7 +172,9 @@ def test_texts_follow_the_template_and_their_bound(small: tuple[Night, Any]) -> 
 def test_availability_and_times_have_their_defaults(small: tuple[Night, Any]) -> None:
     items = {row["item_id"]: row for row in rows_of(small[0], ITEMS)}
     available = {item: row["available"] for item, row in items.items()}
-    assert available == {**dict.fromkeys(items, True), "b": False}
+    assert available == {**dict.fromkeys(items, True), "b": False, "y": False, "17851": False}
+    assert items["17850"]["first_seen"] == datetime(2026, 2, 2, tzinfo=UTC)
+    assert items["y"]["first_seen"] == datetime(9999, 12, 31, tzinfo=UTC)
     assert items["a"]["first_seen"] == datetime(2026, 1, 2, tzinfo=UTC)
     assert items["a"]["updated_at"] == datetime(2026, 2, 1, tzinfo=UTC)
     assert items["../../x"]["first_seen"] == datetime(2026, 2, 1, tzinfo=UTC)
@@ -162,9 +187,9 @@ def test_numbers_are_dense_in_byte_order_and_parts_are_cut_by_number(small: tupl
     night = small[0]
     for table in (ITEMS, ITEM_TEXT):
         committed = night.dataset(table).require("build_items")
-        assert [entry.rows for entry in committed.parts] == [3, 3, 2]
+        assert [entry.rows for entry in committed.parts] == [3, 3, 3, 2]
         rows = committed.read().to_pylist()
-        assert [row["item_num"] for row in rows] == list(range(8))
+        assert [row["item_num"] for row in rows] == list(range(11))
         ids = [row["item_id"] for row in rows]
         assert ids == sorted(ids, key=str.encode)
     for row in rows_of(night, ITEM_TEXT):
@@ -176,11 +201,12 @@ def test_every_raw_row_is_accounted_for(small: tuple[Night, Any]) -> None:
     assert metrics["sources"] == {
         "source0": {
             "raw": len(MAIN) - 1,
-            "items": 6,
+            "items": 7,
             "duplicates": 1,
-            "quarantine": {"bad_id": 2, "missing_item": 2, "not_an_item": 2, "unreadable": 1},
+            "quarantine": {"bad_id": 2, "future": 1, "missing_item": 2, "not_an_item": 2, "unreadable": 1},
         },
         "source1": {"raw": 5, "items": 3, "duplicates": 2, "quarantine": {}},
+        "source2": {"raw": 3, "items": 2, "duplicates": 0, "quarantine": {"missing_item": 1}},
         "triples0": {
             "raw": 10,
             "facts": 6,
@@ -189,10 +215,10 @@ def test_every_raw_row_is_accounted_for(small: tuple[Night, Any]) -> None:
             "quarantine": {"missing_item": 1, "missing_value": 1},
         },
     }
-    assert metrics["items"] == 8
+    assert metrics["items"] == 11
     assert metrics["unknown_items"] == 1
-    assert metrics["items_without_text"] == 2
-    assert metrics["unavailable_items"] == 1
+    assert metrics["items_without_text"] == 3
+    assert metrics["unavailable_items"] == 3
     rejects = Counter((row["scene"], row["reason"]) for row in rows_of(night, ITEMS_QUARANTINE))
     counted = {
         (name, reason): n
@@ -286,6 +312,13 @@ def _empty(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def _no_parquet(folder: Path) -> dict[str, Any]:
+    (folder / "items.parquet").write_bytes(b"PAR1 is no Parquet")
+    columns = {"item_id": "item", "title": "title"}
+    source = {"path": f"{folder}/items.parquet", "format": "parquet", "columns": columns}
+    return {"sources": [source]}
+
+
 def _no_rows(folder: Path) -> dict[str, Any]:
     (folder / "items.csv").write_text("item,title\n")
     return {}
@@ -297,6 +330,7 @@ REFUSED: list[tuple[Callable[[Path], dict[str, Any]], type[NightjarError], str]]
     (_no_column, InputError, "items.csv has no column 'title'"),
     (_empty, InputError, "all files are empty"),
     (_no_rows, InputError, "no item is left"),
+    (_no_parquet, InputError, "items.parquet cannot be read as Parquet"),
 ]
 
 
@@ -310,9 +344,8 @@ def test_what_cannot_be_used_is_one_clear_sentence(
 ) -> None:
     sections = broken(tmp_path)
     columns = {"item_id": "item", "title": "title"}
-    night = make_night(
-        sources=[{"path": f"{tmp_path}/items.csv", "format": "csv", "columns": columns}], **sections
-    )
+    source = {"path": f"{tmp_path}/items.csv", "format": "csv", "columns": columns}
+    night = make_night(**{"sources": [source], **sections})
     commit_events(night, {"a": DAY})
     with pytest.raises(kind, match=words) as caught:
         run(BUILD_ITEMS, build_items, night)

@@ -310,6 +310,26 @@ def test_daily_nights_know_late_events_and_those_that_came_before(
     assert again.metrics["duplicates"] == 0
 
 
+def test_users_to_forget_leave_no_row_and_no_text(tmp_path: Path, make_night: MakeNight) -> None:
+    rows = ["eve,a,view,2026-03-30", "eve,b,view,never", " eve ,a,view,2026-03-30", "eve,,view,2026-03-30"]
+    rows += ["ann,a,view,2026-03-30", "ann,b,view,never", "torn eve", "evelyn,a,view,2026-03-30"]
+    (tmp_path / "log.csv").write_text("user,item,type,time\n" + "\n".join(rows))
+    (tmp_path / "forget.csv").write_text("who,since\neve,2026-03-01\nnobody,2026-03-01\n,\n")
+    scene = {**SCENE, "path": f"{tmp_path}/log.csv"}
+    forget = {"path": f"{tmp_path}/forget.csv", "format": "csv", "columns": {"user_id": "who"}}
+    night = make_night(scenes={"shop": scene}, privacy={"forget": [forget]})
+    metrics = run(CLEAN_EVENTS, clean_events, night).metrics
+    assert (metrics["raw"], metrics["events"], metrics["forgotten"]) == (8, 2, 4)
+    assert metrics["quarantine"] == {"bad_time": 1, "unreadable": 1}
+    assert {row["user_id"] for row in events_of(night).to_pylist()} == {"ann", "evelyn"}
+    # Whose the torn line is nobody can say: for such logs there is keep_payload.
+    payloads = quarantine_of(night).column("payload").to_pylist()
+    assert sorted(payloads) == ["ann,b,view,never", "torn eve"]
+    night = make_night(scenes={"shop": scene}, privacy={"forget": [forget], "keep_payload": False})
+    assert run(CLEAN_EVENTS, clean_events, night).metrics == metrics
+    assert quarantine_of(night).column("payload").to_pylist() == ["", ""]
+
+
 def test_csv_fields_may_hold_line_breaks(tmp_path: Path, make_night: MakeNight) -> None:
     text = (
         'user,item,type,time,query\nann,a,view,2026-03-30,"two\nlines"\nann,b,view\nbob,c,view,2026-03-30,x\n'

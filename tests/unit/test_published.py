@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from nightjar.errors import GateError, NotCommitted, StorageError
+from nightjar.night import run_declared
 from nightjar.pipeline import PUBLISH
-from nightjar.published import KEPT, LATEST, latest, make_live, opened, publications, remembered, roll_back
+from nightjar.published import (
+    KEPT,
+    LATEST,
+    keep_lists,
+    latest,
+    make_live,
+    opened,
+    publications,
+    remembered,
+    roll_back,
+)
 from nightjar.stage import Night, run_stage
+from nightjar.stages.inputs import raw_inputs
 from nightjar.stages.limits import LIMITS_SCHEMA, SETS, SETS_SCHEMA, bucket_file
 from nightjar.stages.publish import publish
 from nightjar.store import Committed, Dataset, Manifest, Store
@@ -161,7 +173,7 @@ def test_a_damaged_latest_is_named(three: Path, text: str) -> None:
     (three / LATEST).write_text(text)
     store = Store(str(three))
     for look in (publications, latest, roll_back):
-        with pytest.raises(StorageError, match=r"LATEST\.json is damaged .*; publish a night again"):
+        with pytest.raises(StorageError, match=r"LATEST\.json is damaged .*; remove it and run"):
             look(store)
 
 
@@ -175,17 +187,23 @@ def test_a_damaged_latest_without_previous_is_named(three: Path) -> None:
 SOUND = {"u0": ["i2", "i3"], "u1": ["i0", "i3"]}
 
 
-def _tonight(root: Path, lists: dict[str, Sequence[str]], ds: date = DS, **gates: Any) -> Night:
+def _tonight(
+    root: Path,
+    lists: dict[str, Sequence[str]],
+    ds: date = DS,
+    privacy: dict[str, Any] | None = None,
+    **gates: Any,
+) -> Night:
     """Two users, i0 … i4 of which i4 is unavailable; u0 has seen i0 and i1, u1 has seen i2."""
-    found = night(root, ds, rank={"k": 2}, publish=gates)
-    when = event("u0", "i0", found.end)["event_time"]
+    found = night(root, ds, rank={"k": 2}, publish=gates, privacy=privacy or {})
+    when = event("u0", "i0", found.end - timedelta(hours=6))["event_time"]
     blank = {"fields": None, "category": None, "first_seen": None, "updated_at": None}
     items = [
         {"item_id": f"i{n}", "item_num": n, "title": "t", "available": n != 4, **blank} for n in range(5)
     ]
     people = [
-        {"user_id": user, "segment": None, "n_events": 1, "n_items": 1, "last_event_time": None}
-        for user in ("u0", "u1")
+        {"user_id": user, "segment": None, "n_events": 1, "n_items": 1, "last_event_time": last}
+        for user, last in (("u0", when), ("u1", None))
     ]
     seen = [
         {
@@ -209,7 +227,8 @@ def _tonight(root: Path, lists: dict[str, Sequence[str]], ds: date = DS, **gates
 
 
 def _publish(night: Night) -> dict[str, Any]:
-    return dict(run_stage(PUBLISH, publish, night).metrics)
+    raw = raw_inputs(PUBLISH, night.config, night.ds)
+    return dict(run_stage(PUBLISH, publish, night, raw).metrics)
 
 
 def test_sound_lists_go_live_with_their_figures(tmp_path: Path) -> None:
@@ -219,6 +238,7 @@ def test_sound_lists_go_live_with_their_figures(tmp_path: Path) -> None:
     assert figures == {
         "users": 2, "rows": 4, "fill": 1.0, "user_coverage": 1.0, "catalogue_coverage": 3 / 4,
         "unavailable": 0, "quarantine_share": 0.0, "seen_leak": 0, "limit_leak": 0,
+        "days_since_last_event": 0.25,
     }  # fmt: skip
     metrics = Dataset(Store(str(tmp_path)), METRICS, str(DS)).require("publish").read()
     assert set(metrics["name"].to_pylist()) == {f"publish.{name}" for name in figures}
@@ -308,6 +328,65 @@ def test_an_item_gone_since_is_a_change(tmp_path: Path) -> None:
     commit(store, RECOMMENDATIONS, date(2025, 3, 30), [_rows({"u0": ["x", "y"], "u1": ["x", "i3"]})], "old")
     make_live(store, Dataset(store, RECOMMENDATIONS, "2025-03-30").require("rank"))
     assert _publish(_tonight(tmp_path, SOUND))["overlap"] == pytest.approx((0 + 1 / 3) / 2)
+
+
+def test_lists_that_share_nothing_with_the_night_before_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(_tonight(tmp_path, {"u0": ["i2"], "u1": ["i1"]}, date(2025, 3, 30), min_fill=0.5))
+    tonight = _tonight(tmp_path, {"u0": ["i3"], "u1": ["i0"]}, min_fill=0.5)
+    monkeypatch.setattr("nightjar.stages.publish.OVERLAP_USERS", 2)
+    with pytest.raises(GateError, match=r"overlap is 0\.0000, below 0\.05; .*move the gate with --set"):
+        _publish(tonight)
+    assert live(tmp_path) == ["i2-i1"]
+    monkeypatch.setattr("nightjar.stages.publish.OVERLAP_USERS", 3)  # of so few nothing is concluded
+    assert _publish(tonight)["overlap"] == 0
+    assert live(tmp_path) == ["i3-i0", "i2-i1"]
+
+
+def test_half_the_users_of_the_night_before_are_too_few(tmp_path: Path) -> None:
+    store, many = Store(str(tmp_path)), {f"u{n}": ["i2", "i3"] for n in range(5)}
+    commit(store, RECOMMENDATIONS, date(2025, 3, 30), [_rows(many)], "old")
+    make_live(store, Dataset(store, RECOMMENDATIONS, "2025-03-30").require("rank"))
+    with pytest.raises(GateError, match=r"users_vs_before is 0\.4000, below 0\.5"):
+        _publish(_tonight(tmp_path, SOUND))
+    assert _publish(_tonight(tmp_path, SOUND, min_users_vs_before=0.4))["users_vs_before"] == 0.4
+
+
+def test_a_log_that_stopped_is_refused_where_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"days_since_last_event is 0\.25, above 0\.2"):
+        _publish(_tonight(tmp_path, SOUND, max_days_since_last_event=0.2))
+
+
+def test_a_list_that_names_somebody_to_forget_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "forget.csv").write_text("user\n u1 \nnobody\n")
+    source = {"path": str(tmp_path / "forget.csv"), "format": "csv", "columns": {"user_id": "user"}}
+    with pytest.raises(GateError, match="forgotten_users is 1, above 0"):
+        _publish(_tonight(tmp_path, SOUND, privacy={"forget": [source]}))
+    (tmp_path / "forget.csv").write_text("user\nnobody\n")
+    assert _publish(_tonight(tmp_path, SOUND, privacy={"forget": [source]}))["forgotten_users"] == 0
+
+
+def test_a_published_list_removed_by_hand_holds_nobody_up(tmp_path: Path) -> None:
+    make_live(Store(str(tmp_path)), a_night(tmp_path, "2025-03-30"))
+    Store(str(tmp_path)).drop(f"{RECOMMENDATIONS.name}/ds=2025-03-30")
+    assert "overlap" not in _publish(_tonight(tmp_path, SOUND))
+
+
+def test_a_lost_latest_comes_back_with_its_night(tmp_path: Path) -> None:
+    tonight = _tonight(tmp_path, SOUND)
+    assert run_declared(PUBLISH, publish, tonight).ran
+    before = live(tmp_path)
+    (tmp_path / LATEST).unlink()
+    assert not run_declared(PUBLISH, publish, tonight).ran
+    assert live(tmp_path) == before
+
+
+def test_only_so_many_lists_are_remembered_when_asked_for(three: Path) -> None:
+    store = Store(str(three))
+    roll_back(store)
+    assert {one.ds for one in keep_lists(store, 1)} == {DAYS[0], DAYS[2]}
+    assert [one.ds for one in remembered(store)] == [DAYS[1]]
 
 
 def test_a_night_without_any_old_user_is_published(tmp_path: Path) -> None:

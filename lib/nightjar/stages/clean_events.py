@@ -1,5 +1,7 @@
 """Raw logs of all scenes -> events and quarantine. Nothing vanishes: raw = events + removed + quarantine.
 
+Removed are repeated ids, double clicks and rows of users to forget (forgotten.py), each counted.
+
 One pass. Each row is judged by itself (event_rules.py); rows of scenes that bring their own event ids meet
 by id, so that one id is one event; then every row goes to its user's bucket, sorted, where the sequence is
 judged and both tables are written (event_buckets.py).
@@ -27,8 +29,9 @@ from nightjar.errors import ContractError
 from nightjar.stage import Metrics, Night
 from nightjar.stages import event_rules
 from nightjar.stages.cells import check_clock
-from nightjar.stages.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, Rules, WriteBucket
+from nightjar.stages.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, FORGOTTEN, Rules, WriteBucket
 from nightjar.stages.event_rules import JUDGED
+from nightjar.stages.forgotten import forgotten_users
 from nightjar.store import Committed
 from nightjar.tables import EVENTS, QUARANTINE
 
@@ -54,7 +57,7 @@ def clean_events(night: Night, params: CleanEvents, resources: Resources) -> Met
         order = ("key", "micros", "event_id", "payload", "source_file")
         placed = judged.repartition(n_parts, "key").sortWithinPartitions(*order)
     events, quarantine = night.write(EVENTS), night.write(QUARANTINE)
-    task = WriteBucket(events, quarantine, Rules.of(params))
+    task = WriteBucket(events, quarantine, Rules.of(params, night.config.privacy.keep_payload))
     result = write_several(placed, task, {events: n_parts, quarantine: n_parts})
     with spark_errors("events"):
         raw = {name: table.count() for name, table in tables.items()}
@@ -74,12 +77,13 @@ def _open(spark: SparkSession, night: Night, name: str, params: CleanEvents) -> 
 def _judged(spark: SparkSession, night: Night, params: CleanEvents, tables: dict[str, RawTable]) -> DataFrame:
     """JUDGED rows of all scenes, those that repeat an event id marked."""
     times = event_rules.span(night, params)
+    forgotten = forgotten_users(spark, night)
     own_ids: list[DataFrame] = []
     hashed: list[DataFrame] = []
     for name, table in tables.items():
         scene = params.scenes[name]
         groups = table.groups(event_rules.wanted(scene))
-        rows = [event_rules.judge(group, name, params, times) for group in groups]
+        rows = [event_rules.judge(group, name, params, times, forgotten) for group in groups]
         # Ids made by hashing hold the user and the time: their repeats meet in the user's bucket anyway.
         (own_ids if "event_id" in mapping(scene) else hashed).extend(rows)
     earlier = _earlier(night)
@@ -155,5 +159,6 @@ def _counts(n_raw: int, fates: dict[str, int]) -> dict[str, Any]:
         "events": fates.get(EVENT, 0),
         "duplicates": fates.get(DUPLICATE, 0),
         "double_clicks": fates.get(DOUBLE_CLICK, 0),
+        "forgotten": fates.get(FORGOTTEN, 0),
         "quarantine": {reason: n for reason, n in sorted(fates.items()) if not reason.startswith("=")},
     }

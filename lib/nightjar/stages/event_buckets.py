@@ -28,25 +28,27 @@ from nightjar.store import Attempt
 from nightjar.tables import EVENTS, QUARANTINE_SCHEMA, TIME
 
 STAGE = "clean_events"
-EVENT, DUPLICATE, DOUBLE_CLICK = "=event", "=duplicate", "=double_click"
+EVENT, DUPLICATE, DOUBLE_CLICK, FORGOTTEN = "=event", "=duplicate", "=double_click", "=forgotten"
 """What became of a row that was not rejected; no reason can be spelled like that."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is judged along a user's sequence. Times in microseconds."""
+    """What is judged along a user's sequence. Times in microseconds. keep_payload: of rejected rows."""
 
     max_events_per_day: int
     double_click: int
     session_gap: int
+    keep_payload: bool = True
 
     @classmethod
-    def of(cls, params: CleanEvents) -> Rules:
+    def of(cls, params: CleanEvents, keep_payload: bool = True) -> Rules:
         micros = seq.MICROS
         return cls(
             params.max_events_per_day,
             round(params.double_click_seconds * micros),
             round(params.session_gap_minutes * 60 * micros),
+            keep_payload,
         )
 
 
@@ -92,7 +94,8 @@ class Bucket:
 
     def check(self, n_events: int, n_quarantined: int) -> None:
         """Every row that came must be in a file or counted as removed."""
-        removed = sum(n for (_, fate), n in self.counts.items() if fate in (DUPLICATE, DOUBLE_CLICK))
+        gone = (DUPLICATE, DOUBLE_CLICK, FORGOTTEN)
+        removed = sum(n for (_, fate), n in self.counts.items() if fate in gone)
         if self.n_rows != n_events + n_quarantined + removed:
             raise ContractError(
                 f"clean_events: {self.n_rows} rows came, {n_events} events and {n_quarantined} rejects were "
@@ -100,16 +103,19 @@ class Bucket:
             )
 
     def _alive(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-        """Rows that are events so far: rejects go aside, repeated ids are counted and dropped."""
+        """Rows that are events so far: rejects go aside, repeated ids and forgotten users are counted."""
         last_id = None
         for batch in batches:
             rows = valid_text(pa.Table.from_batches([batch]))
             self.n_rows += len(rows)
             reasons = rows.column("reason")
             refused = pc.is_valid(reasons)
-            duplicate = pc.fill_null(pc.equal(reasons, DUPLICATE), False)
-            self._reject(rows.filter(pc.and_not(refused, duplicate)), self.rejected)
-            self._count(rows.filter(duplicate), DUPLICATE, +1)
+            dropped = pa.array(np.zeros(len(rows), bool))
+            for fate in (DUPLICATE, FORGOTTEN):
+                this = pc.fill_null(pc.equal(reasons, fate), False)
+                self._count(rows.filter(this), fate, +1)
+                dropped = pc.or_(dropped, this)
+            self._reject(rows.filter(pc.and_not(refused, dropped)), self.rejected)
             alive = rows.filter(pc.invert(refused))
             if not len(alive):
                 continue
@@ -158,6 +164,8 @@ class Bucket:
             self.counts[pair["scene"], pair["reason"]] += pair["count_all"]
         stage = pa.array([STAGE] * len(rows), pa.string())
         shown = rows.select(["scene", "reason", "payload"])
+        if not self.rules.keep_payload:
+            shown = shown.set_column(2, "payload", pa.array([""] * len(rows), pa.string()))
         shown = shown.append_column("source_file", source_names(rows.column("source_file")))
         aside.put(shown.append_column("stage", stage))
 

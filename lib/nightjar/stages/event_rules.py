@@ -18,6 +18,7 @@ from nightjar.config import EVENT_COLUMNS, CleanEvents, Scene
 from nightjar.engines.raw import ROW, SOURCE, UNREADABLE, RawGroup, mapping, quoted
 from nightjar.stage import Night
 from nightjar.stages.cells import BAD_LETTERS, bad_id, external_id, instant, not_an_item, text
+from nightjar.stages.event_buckets import FORGOTTEN
 
 REASONS = (
     "unreadable",
@@ -53,6 +54,7 @@ JUDGED = {
 """Columns of a judged row. reason: null for an event, whose key is its user; a reject's key spreads it."""
 
 _REJECT = "reject."
+_FORGET = "_forget"
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,22 @@ def wanted(scene: Scene) -> dict[str, str]:
     return {**mapping(scene), **rules}
 
 
-def judge(group: RawGroup, name: str, params: CleanEvents, times: Span) -> DataFrame:
-    """Raw rows of one layout -> JUDGED rows, one each. Payload is kept for rejected rows only."""
+def judge(
+    group: RawGroup, name: str, params: CleanEvents, times: Span, forgotten: DataFrame | None = None
+) -> DataFrame:
+    """Raw rows of one layout -> JUDGED rows, one each. Payload is kept for rejected rows only.
+
+    forgotten: user_id of users whose rows are FORGOTTEN before any reason is looked for.
+    """
     scene = params.scenes[name]
     # Three steps, since an alias cannot be used beside its definition: clean, judge, keep what is needed.
     rules = [quoted(f"{_REJECT}{reason}") for reason in scene.reject]
     cleaned = group.frame.select(ROW, SOURCE, UNREADABLE, *rules, *_cleaned(name, scene, params))
-    judged = cleaned.select("*", _reason(scene, params, times, cleaned).alias("reason"))
+    reason = _reason(scene, params, times, cleaned)
+    if forgotten is not None:
+        cleaned = cleaned.join(forgotten.withColumn(_FORGET, F.lit(True)), "user_id", "left")
+        reason = F.when(F.col(_FORGET), F.lit(FORGOTTEN)).otherwise(reason)
+    judged = cleaned.select("*", reason.alias("reason"))
     return judged.select(*_kept(group, name))
 
 
@@ -161,13 +172,14 @@ def _finite(column: Column) -> Column:
 
 def _kept(group: RawGroup, name: str) -> list[Column]:
     alive = F.col("reason").isNull()
+    rejected = ~alive & (F.col("reason") != FORGOTTEN)
     payload = F.coalesce(group.payload, F.lit(""))
     spread = F.hex(F.xxhash64(payload, F.col(SOURCE)))
     special = {
         "key": F.when(alive, F.col("user_id")).otherwise(spread),
         "scene": F.lit(name),
         "reason": F.col("reason"),
-        "payload": F.when(~alive, payload),
+        "payload": F.when(rejected, payload),
         "source_file": F.col(SOURCE),
     }
     columns = {column: special.get(column, F.when(alive, F.col(column))) for column in JUDGED}

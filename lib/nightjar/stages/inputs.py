@@ -104,6 +104,11 @@ def _limits(config: NightConfig, ds: date) -> RawInputs:
     }
 
 
+def _forget(config: NightConfig, ds: date) -> RawInputs:
+    """Files of the users to forget: forget0 …."""
+    return {"forget_raw": _numbered("forget", config.privacy.forget, "privacy.forget", ds)}
+
+
 _RESOLVE: Mapping[str, Callable[[NightConfig, date], RawInputs]]
 _RESOLVE = {
     "events_raw": _events,
@@ -111,4 +116,5 @@ _RESOLVE = {
     "users_raw": _users,
     "model": _model,
     "limits_raw": _limits,
+    "forget_raw": _forget,
 }

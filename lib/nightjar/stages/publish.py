@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightjar.config import Publish, Resources
-from nightjar.errors import GateError
+from nightjar.errors import GateError, NotCommitted
 from nightjar.kernels.limits import Limits
 from nightjar.kernels.stability import stability
 from nightjar.kernels.topk import Filters, ItemLists
 from nightjar.published import make_live, opened, publications
 from nightjar.stage import Metrics, Night
 from nightjar.stages.buckets import list_matrix, strings
+from nightjar.stages.forget_list import forget_list
 from nightjar.stages.limits import read_limits
 from nightjar.store import Committed
 from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
+
+OVERLAP_USERS = 100
+"""With fewer users who have a list of both nights their mean overlap says little: no gate."""
 
 
 def publish(night: Night, params: Publish, resources: Resources) -> Metrics:
@@ -34,8 +39,8 @@ def publish(night: Night, params: Publish, resources: Resources) -> Metrics:
     figures = audit(night, lists)
     if refusals := list(_refusals(figures, params)):
         raise GateError(
-            f"publish {night.ds}: {'; '.join(refusals)}; the night stays committed, the published list "
-            "stays as it was"
+            f"publish {night.ds}: {'; '.join(refusals)}; the night stays committed and the published list as "
+            "it was; where all is as it should be, move the gate with --set publish.NAME=VALUE"
         )
     rows = [
         {"name": f"publish.{name}", "slice": "all", "value": float(value)} for name, value in figures.items()
@@ -54,14 +59,19 @@ def _refusals(figures: dict[str, float], params: Publish) -> Iterator[str]:
         "fill": params.min_fill,
         "user_coverage": params.min_user_coverage,
         "catalogue_coverage": params.min_catalogue_coverage,
-        "overlap": params.min_overlap,
+        "users_vs_before": params.min_users_vs_before,
     }
+    if figures.get("overlap_users", 0) >= OVERLAP_USERS:
+        floors["overlap"] = params.min_overlap
     ceilings = {
         "seen_leak": params.max_seen_leak,
         "limit_leak": params.max_limit_leak,
         "unavailable": params.max_unavailable,
         "quarantine_share": params.max_quarantine,
+        "forgotten_users": 0,
     }
+    if params.max_days_since_last_event is not None:
+        ceilings["days_since_last_event"] = params.max_days_since_last_event
     for name, floor in floors.items():
         if name in figures and figures[name] < floor:
             yield f"{name} is {figures[name]:.4f}, below {floor}"
@@ -82,6 +92,9 @@ class _Tally:
     seen_leak: int = 0
     limit_leak: int = 0
     unavailable: int = 0
+    forgotten: int = 0
+    before: int = 0
+    last_event: datetime | None = None
     overlap: list[np.ndarray] = field(default_factory=list)
 
 
@@ -90,20 +103,25 @@ def audit(night: Night, lists: Committed) -> dict[str, float]:
     items = night.read(ITEMS).read(["item_id", "available"]).combine_chunks()
     excluding = night.config.retrieve.exclude_seen
     users, interactions, candidates = (night.read(table) for table in (USERS, INTERACTIONS, CANDIDATES))
-    before = _before(night)
+    before, forget = _before(night), forget_list(night)
     tally, shown = _Tally(), np.zeros(len(items), bool)
     for bucket, entry in enumerate(lists.parts):
         rows = lists.read_part(entry, ["user_id", "rank", "item_id"])
-        people = users.read_part(users.parts[bucket], ["user_id"])["user_id"].combine_chunks()
+        known = users.read_part(users.parts[bucket], ["user_id", "last_event_time"])
+        tally.last_event = _later(tally.last_event, pc.max(known["last_event_time"]).as_py())
+        people = known["user_id"].combine_chunks()
         seen = interactions.read_part(interactions.parts[bucket], ["user_id", "item_num"])
         limits = read_limits(candidates, bucket, strings(people))
         view = _Bucket.of(rows, people, seen, items["item_id"], night.config.rank.k, limits)
         view.count(tally, items["available"].to_numpy(), excluding)
+        if forget is not None:
+            named = pa.concat_arrays([people, rows["user_id"].unique()]).unique()
+            tally.forgotten += int(pc.sum(pc.is_in(named, value_set=forget)).as_py() or 0)
         shown[view.item_nums[view.known(len(items))]] = True
         if before is not None:
-            tally.overlap.append(
-                view.overlap(before.read_part(before.parts[bucket], ["user_id", "rank", "item_id"]), items)
-            )
+            earlier = before.read_part(before.parts[bucket], ["user_id", "rank", "item_id"])
+            tally.before += pc.sum(pc.equal(earlier["rank"], 1)).as_py() or 0
+            tally.overlap.append(view.overlap(earlier, items))
     available = items["available"].to_numpy()
     figures: dict[str, float] = {
         "users": tally.users,
@@ -117,18 +135,32 @@ def audit(night: Night, lists: Committed) -> dict[str, float]:
     }
     if excluding:
         figures["seen_leak"] = tally.seen_leak
+    if forget is not None:
+        figures["forgotten_users"] = tally.forgotten
+    if tally.last_event is not None:
+        figures["days_since_last_event"] = (night.end - tally.last_event).total_seconds() / 86_400
     if before is not None:
         overlap = np.concatenate(tally.overlap)
+        figures["overlap_users"] = len(overlap)
         if len(overlap):  # nobody has both lists where all users are new
             figures["overlap"] = float(overlap.mean())
+        if tally.before:
+            figures["users_vs_before"] = tally.with_list / tally.before
     return figures
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    return max((time for time in (one, other) if time is not None), default=None)
 
 
 def _before(night: Night) -> Committed | None:
     """The last published list of an earlier night with the same buckets, to measure change against."""
     for publication in publications(night.store):
         if publication.ds < str(night.ds):
-            found = opened(night.store, publication)
+            try:
+                found = opened(night.store, publication)
+            except NotCommitted:  # removed by hand: the one before it is as good
+                continue
             return found if len(found.parts) == len(night.read(RECOMMENDATIONS).parts) else None
     return None
 

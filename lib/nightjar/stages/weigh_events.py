@@ -17,6 +17,7 @@ from nightjar.config import CleanEvents, Resources, WeighEvents
 from nightjar.engines import raw, spark
 from nightjar.stage import Metrics, Night
 from nightjar.stages.cells import BAD_LETTERS, text
+from nightjar.stages.forgotten import forgotten_users
 from nightjar.stages.user_texts import Wordings, write_user_texts
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, POPULARITY, USERS, WEIGHT_ONE
 
@@ -29,7 +30,8 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
     """Writes interactions and users bucketed alike, and popularity; metrics count what was left out."""
     del resources
     session = spark.session(night.config)
-    events = spark.read(session, night.window(EVENTS))
+    forgotten = forgotten_users(session, night)
+    events = _remembered(spark.read(session, night.window(EVENTS)), forgotten)
     items = spark.read(session, night.read(ITEMS))
     known = events.join(items.select("item_id", "item_num"), "item_id")
     newest = F.max("event_time").over(Window.partitionBy("user_id"))
@@ -50,6 +52,7 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
     )
     pairs = pairs.persist()
     declared = _declared_users(session, night)
+    declared = _remembered(declared, forgotten) if declared is not None else None
     people = known_users(events, pairs, declared).persist()
     try:
         written = spark.write(
@@ -70,6 +73,11 @@ def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Met
     finally:
         pairs.unpersist()
         people.unpersist()
+
+
+def _remembered(rows: DataFrame, forgotten: DataFrame | None) -> DataFrame:
+    """Rows of users who are not to be forgotten; nights cleaned before the request still hold theirs."""
+    return rows if forgotten is None else rows.join(forgotten, "user_id", "left_anti")
 
 
 def event_weight(cleaning: CleanEvents, params: WeighEvents, newest: Column, faded: bool = True) -> Column:
