@@ -82,7 +82,7 @@ TRIPLES = (
 
 
 def write_parquet(folder: Path) -> None:
-    """Parquet of two days: ids a double with a hole and 64-bit whole numbers, another type of time, no rows."""
+    """Parquet whose types drift: ids and times of two kinds, holes as NaN, no rows."""
     born = pa.array([np.datetime64("2026-02-02T00:00:00", "ns")] * 2, pa.timestamp("ns"))
     doubles = {"code": [17850.0, float("nan")], "label": ["Lamp", "hole"], "born": born, "stock": [1.0, 1.0]}
     wholes = {"code": [17851], "label": [float("nan")], "born": ["9999-01-01"], "stock": [True]}

@@ -63,7 +63,8 @@ def judge_item(
 
     def cell(column: str) -> Column:
         found = F.col(column) if column in given else F.lit(None).cast("string")
-        return text(F.substring(found, 1, limits.max_cell_chars))
+        # A column of pandas that is missing everywhere is one of NaN.
+        return external_id(text(F.substring(found, 1, limits.max_cell_chars)))
 
     def moment(column: str) -> Column:
         return instant(column, source.time) if column in given else F.lit(None).cast("bigint")
