@@ -137,9 +137,9 @@ def _trace(options: argparse.Namespace) -> None:
     print(f"{found}\n{total:,} rows" if total else "no rows")
 
 
-def _date(text: str | None, config: NightConfig) -> str | None:
+def _date(text: str | None, config: NightConfig, option: str = "--ds") -> str | None:
     """A date given on the command line, checked; None where none is given: the live list, every date."""
-    return None if text is None else str(logical_date(text, config))
+    return None if text is None else str(logical_date(text, config, option))
 
 
 def _summary(options: argparse.Namespace) -> None:
@@ -153,15 +153,14 @@ def _runs(options: argparse.Namespace) -> None:
 
 def _rollback(options: argparse.Namespace) -> None:
     config = config_of(options)
-    live = roll_back(Store(config.root), _date(options.to, config))
+    live = roll_back(Store(config.root), _date(options.to, config, "--to"))
     print(f"live: {live.ds} ({live.fingerprint})")
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _prune(options: argparse.Namespace) -> None:

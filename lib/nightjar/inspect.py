@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 
 from nightjar.errors import ConfigError, NightjarError, NotCommitted, StorageError
 from nightjar.masking import masked
+from nightjar.night import hint
 from nightjar.pipeline import NIGHT
 from nightjar.published import latest, opened, publications
 from nightjar.store import Committed, Dataset, Store, committed_dates, damage, locate
@@ -36,7 +37,7 @@ def list_files(store: Store, table: str, ds: str) -> list[str]:
     """Full paths of the committed parts of a table for a date."""
     known = [one.name for one in TABLES]
     if table not in known:
-        raise ConfigError(f"there is no table {table!r}; known: {', '.join(known)}")
+        raise ConfigError(f"there is no table {table!r}; {hint(table, known)}known: {', '.join(known)}")
     committed = Dataset(store, table_named(table), ds).require("run")
     return [committed.path(entry) for entry in committed.manifest.files]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -19,7 +20,14 @@ def stage_named(name: str) -> Stage:
     for stage in NIGHT:
         if stage.name == name:
             return stage
-    raise ConfigError(f"there is no stage {name!r}; known: {', '.join(stage.name for stage in NIGHT)}")
+    names = [stage.name for stage in NIGHT]
+    raise ConfigError(f"there is no stage {name!r}; {hint(name, names)}known: {', '.join(names)}")
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """`did you mean …? ` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def function_of(stage: Stage) -> RunStage:
@@ -48,16 +56,16 @@ def run_night(night: Night, first: str | None = None, last: str | None = None) -
     return [run_declared(stage, function_of(stage), night) for stage in NIGHT[start:stop]]
 
 
-def logical_date(text: str | None, config: NightConfig) -> date:
-    """--ds, else the configuration's, else yesterday in UTC; ConfigError where it is no date."""
+def logical_date(text: str | None, config: NightConfig, option: str = "--ds") -> date:
+    """The date of an option, else the configuration's, else yesterday in UTC; ConfigError where it is none."""
     if text is None:
         return config.ds or datetime.now(UTC).date() - timedelta(days=1)
     try:
         ds = date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"--ds {text}: write a date as YYYY-MM-DD") from None
+        raise ConfigError(f"{option} {text}: write a date as YYYY-MM-DD") from None
     if not EARLIEST <= ds <= LATEST:
-        raise ConfigError(f"--ds {text}: name a date from {EARLIEST} to {LATEST}")
+        raise ConfigError(f"{option} {text}: name a date from {EARLIEST} to {LATEST}")
     return ds
 
 

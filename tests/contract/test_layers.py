@@ -52,6 +52,7 @@ STAGES = {
     "inputs": set(),
     "encoding": set(),
     "buckets": set(),
+    "forget_list": set(),
 }
 """What each stage may load; a file beside them belongs to Spark stages."""
 PLAIN_ENCODER = ("", "spec", "model_dir", "packing")
@@ -191,7 +192,8 @@ BELOW = {
     "nightjar.errors": (),
     "nightjar.tables": ("errors",),
     "nightjar.config": ("errors",),
-    "nightjar.progress": (),
+    "nightjar.masking": (),
+    "nightjar.progress": ("masking",),
     "nightjar.store": ("errors", "tables"),
     "nightjar.sources": ("config", "errors", "store"),
     "nightjar.published": ("errors", "store", "tables"),

@@ -20,9 +20,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     A file of the same bytes that is there already stays, its time of change too: a night tells by it that the
     first days of a world did not change when a day is appended.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with hidden.open("wb") as file:
             yield file
         if path.exists() and filecmp.cmp(hidden, path, shallow=False):
