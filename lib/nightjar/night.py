@@ -57,7 +57,7 @@ def run_night(night: Night, first: str | None = None, last: str | None = None) -
 
 
 def logical_date(text: str | None, config: NightConfig, option: str = "--ds") -> date:
-    """The date of an option, else of the configuration, else yesterday (UTC); ConfigError where it is none."""
+    """The date of an option, else of the configuration, else yesterday (UTC); ConfigError for no date."""
     if text is None:
         return config.ds or datetime.now(UTC).date() - timedelta(days=1)
     try:
