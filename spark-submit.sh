@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole night on a cluster, top to bottom.   ./spark-submit.sh 2025-10-30 conf/cluster.yaml
+# The whole night on a cluster, top to bottom.   ./spark-submit.sh 2025-10-30 conf/cluster.yaml [stage …]
 #
 # Safe to run again: a stage whose inputs and params have not changed is skipped, an interrupted one resumes.
 #   SPARK_MASTER   yarn, k8s://…, spark://…   (default: local[*]); a spark:// master also wants
@@ -16,6 +16,10 @@ cd "$(dirname "$0")"
 ds=${1:?usage: ./spark-submit.sh YYYY-MM-DD [conf/night.yaml] [stage …]}
 config=${2:-conf/demo.yaml}
 only=" ${*:3} "
+for stage in "${@:3}"; do
+  [ -f "jobs/$stage.py" ] || { echo "spark-submit.sh: there is no stage $stage; known: $(cd jobs && echo *.py | sed 's/\.py//g')" >&2; exit 2; }
+done
+[ -f "$config" ] || { echo "spark-submit.sh: there is no configuration $config; name one after the date" >&2; exit 2; }
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || command -v python3)}
 export PYSPARK_PYTHON=${PYSPARK_PYTHON:-$PYTHON} PYSPARK_DRIVER_PYTHON=$PYTHON
 export SPARK_HOME=${SPARK_HOME:-$("$PYTHON" -c 'import pathlib, pyspark; print(pathlib.Path(pyspark.__file__).parent)')}

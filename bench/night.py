@@ -9,6 +9,10 @@ runs as a process of its own (jobs/STAGE.py), as on a cluster: the start of a JV
 seconds. Memory is the largest sum of resident sizes over the stage's process tree, sampled five times a
 second; pages that processes share are counted for each, so it is an upper bound. Processor seconds are those
 of the same tree as last seen, so what a process does in its last fifth of a second is missed.
+
+Items and their texts are the same at every scale: the first scale encodes them, the others take its
+embeddings over, as any night takes those of the night before. Their encode_items is that of a night without
+new texts, and the headline compares nights without it.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import yaml
 
 from bench import machine
 from nightjar.generate import GenerateSpec, generate
-from nightjar.pipeline import NIGHT
+from nightjar.pipeline import ENCODE_ITEMS, NIGHT
 from nightjar.store import Dataset, Store
 from nightjar.tables import ITEM_EMBEDDINGS, RECOMMENDATIONS
 
@@ -58,6 +62,7 @@ class World:
 
     scale: int
     spec: GenerateSpec
+    lender: World | None = None  # the smallest size, whose embeddings are taken over
 
     @property
     def folder(self) -> Path:
@@ -84,6 +89,8 @@ class World:
                 if (night, stage.name) in done:
                     continue
                 self.generate(night)
+                if stage is ENCODE_ITEMS and night == NIGHTS[0] and self.lender is not None:
+                    self.borrow(self.lender)
                 figure = _stage(self, night, stage.name, _config(self.folder))
                 with self.measured.open("a") as sink:
                     sink.write(json.dumps(asdict(figure)) + "\n")
@@ -96,6 +103,13 @@ class World:
             generate(replace(self.spec, next_days=NIGHTS.index(night)), self.folder / "raw")
             whole.touch()
 
+    def borrow(self, other: World) -> None:
+        """Puts the other world's embeddings where those of the night before would lie."""
+        before = self.ds(NIGHTS[0]) - timedelta(days=1)
+        for table in ENCODE_ITEMS.writes:
+            source = other.folder / "store" / table.name / f"ds={other.ds(NIGHTS[0])}"
+            shutil.copytree(source, self.folder / "store" / table.name / f"ds={before}", dirs_exist_ok=True)
+
     def metric(self, night: str, name: str) -> float:
         """A figure out of a manifest: texts encoded, events kept."""
         store, ds = Store(str(self.folder / "store")), str(self.ds(night))
@@ -106,10 +120,10 @@ class World:
 def main() -> None:
     """Runs the scales asked for, prints the table and the headline, appends to bench/results/night.jsonl."""
     options = _options()
-    worlds = [
-        World(scale, GenerateSpec(options.users, options.items, options.events * scale))
-        for scale in options.scales
-    ]
+    worlds: list[World] = []
+    for scale in sorted(options.scales):
+        spec = GenerateSpec(options.users, options.items, options.events * scale)
+        worlds.append(World(scale, spec, worlds[0] if worlds else None))
     begun = time.monotonic()
     for world in worlds:
         for figure in world.measure():
@@ -218,14 +232,16 @@ def _table(figures: list[Figure], night: str) -> str:
 def _headline(worlds: list[World]) -> dict[str, float]:
     """Ratios: how the night grows with its log, and what the second night saves."""
 
-    def total(world: World, night: str, what: str = "seconds") -> float:
-        return sum(float(getattr(one, what)) for one in world.figures() if one.night == night)
+    def total(world: World, night: str, what: str = "seconds", without: str = "") -> float:
+        figures = (one for one in world.figures() if one.night == night and one.stage != without)
+        return sum(float(getattr(one, what)) for one in figures)
 
     low, high = worlds[0], worlds[-1]
     out = {f"seconds_{low.scale}x": total(low, "first")}
     if high.scale > low.scale:
         for what in ("seconds", "cpu_seconds"):
-            growth = total(high, "first", what) / total(low, "first", what)
+            encoding = ENCODE_ITEMS.name
+            growth = total(high, "first", what, encoding) / total(low, "first", what, encoding)
             out[f"{what}_{high.scale}x_vs_{low.scale}x"] = growth
     out["second_vs_first"] = total(low, "second") / total(low, "first")
     out["encoded_second_vs_first"] = low.metric("second", "encoded") / max(low.metric("first", "encoded"), 1)
