@@ -16,7 +16,7 @@ from nightjar.published import LATEST
 from nightjar.stage import Night, run_stage
 from nightjar.stages.publish import publish
 from nightjar.store import Store
-from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, RECOMMENDATIONS, USERS
+from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, RECOMMENDATIONS, USERS
 from tests.unit.committed_rows import commit
 from tests.world import DS, event, night
 
@@ -56,6 +56,7 @@ def tonight(tmp_path: Path) -> Night:
         (USERS, people),
         (INTERACTIONS, seen),
         (EVENTS, events),
+        (CANDIDATES, []),
         (RECOMMENDATIONS, lists),
     )
     for table, rows in tables:
@@ -129,8 +130,8 @@ def test_an_empty_root_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_sound_root_verifies(tonight: Night) -> None:
     faults, checked = inspect.verify(tonight.store)
-    assert (faults, checked) == ([], 6)
-    assert inspect.verify(tonight.store, str(DS)) == ([], 6)
+    assert (faults, checked) == ([], 7)
+    assert inspect.verify(tonight.store, str(DS)) == ([], 7)
     with pytest.raises(NotCommitted, match="nothing is committed for 2020-01-01"):
         inspect.verify(tonight.store, "2020-01-01")
 
@@ -142,7 +143,7 @@ def test_verifying_goes_on_after_a_damaged_manifest(tonight: Night) -> None:
     next((root / f"items/ds={DS}").rglob("*.parquet")).write_bytes(b"PAR1")
     next((root / f"users/ds={DS}").rglob("*.parquet")).unlink()
     faults, checked = inspect.verify(tonight.store)
-    assert checked == 5
+    assert checked == 6
     tables = ("events", "items", "users")
     assert [next(name for name in tables if f"/{name}/" in fault) for fault in faults] == list(tables)
 
@@ -150,7 +151,7 @@ def test_verifying_goes_on_after_a_damaged_manifest(tonight: Night) -> None:
 def test_the_live_list_is_verified_also_behind_a_refused_one(tonight: Night) -> None:
     live = next((Path(tonight.config.root) / f"recommendations/ds={DS}").rglob("*.parquet"))
     commit(tonight.store, RECOMMENDATIONS, DS, [RECOMMENDATIONS.schema.empty_table()], "refused")
-    assert inspect.verify(tonight.store) == ([], 7)
+    assert inspect.verify(tonight.store) == ([], 8)
     live.write_bytes(live.read_bytes()[:-1])
     faults, _ = inspect.verify(tonight.store)
     assert len(faults) == 1
