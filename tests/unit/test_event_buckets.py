@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from nightjar.engines.outcome import Spool, valid_text
 from nightjar.errors import ContractError
-from nightjar.stages.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, Bucket, Rules
+from nightjar.stages.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, FORGOTTEN, Bucket, Rules
 from nightjar.tables import QUARANTINE_SCHEMA
 
 DAY = 86_400_000_000
@@ -85,7 +86,9 @@ def by_loops(rows: list[Row]) -> tuple[list[tuple[str, str]], Counter[str]]:
     return sessions, +counts
 
 
-def streamed(rows: list[Row], sizes: list[int]) -> tuple[list[Row], list[Row], Counter[str]]:
+def streamed(
+    rows: list[Row], sizes: list[int], rules: Rules = RULES
+) -> tuple[list[Row], list[Row], Counter[str]]:
     """(events, rejects, counts by fate) of the rows cut into batches of the given sizes, over and over."""
     table, batches, at = pa.Table.from_pylist(rows, schema=SCHEMA), [], 0
     while at < len(rows):
@@ -93,7 +96,7 @@ def streamed(rows: list[Row], sizes: list[int]) -> tuple[list[Row], list[Row], C
         batches += table.slice(at, size).combine_chunks().to_batches()
         at += size
     with Spool(QUARANTINE_SCHEMA) as rejected, Spool(QUARANTINE_SCHEMA) as bots:
-        bucket = Bucket(RULES, rejected, bots)
+        bucket = Bucket(rules, rejected, bots)
         events = [row for found in bucket.events(batches) for row in found.to_pylist()]
         rejects = [row for part in (rejected, bots) for batch in part.rows() for row in batch.to_pylist()]
     bucket.check(len(events), len(rejects))
@@ -125,6 +128,20 @@ def test_events_share_a_session_exactly_when_no_gap_parts_them(seed: int) -> Non
         by_id.setdefault(row["session_id"], set()).add(starts[row["event_id"]])
     assert all(len(found) == 1 for found in by_id.values())
     assert len(by_id) == len(set(starts.values()))
+
+
+def test_a_quarantine_without_text_and_users_who_are_forgotten() -> None:
+    rows = rows_of(1)
+    gone = [blank(key=f"x{at}", reason=FORGOTTEN, source_file="a.csv") for at in range(5)]
+    events, rejects, counts = streamed(rows, [7])
+    bare = replace(RULES, keep_payload=False)
+    mixed = sorted([*rows, *gone], key=lambda row: (row["key"], row["micros"] or 0, row["event_id"] or ""))
+    assert streamed(mixed, [3], bare) == (
+        events,
+        [{**row, "payload": ""} for row in rejects],
+        counts + Counter({FORGOTTEN: 5}),
+    )
+    assert any(row["payload"] for row in rejects)
 
 
 def test_a_row_that_is_written_nowhere_is_refused() -> None:
