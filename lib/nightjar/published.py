@@ -6,6 +6,7 @@ and readers of LATEST.json go on with the list before it.
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -64,16 +65,22 @@ def opened(store: Store, publication: Publication) -> Committed:
 
 
 def make_live(store: Store, committed: Committed) -> Publication:
-    """Points LATEST.json at a commit, in one atomic step; doing so twice changes nothing."""
+    """Points LATEST.json at a commit, in one atomic step, and returns what is live then; twice is as once.
+
+    A night older than the live one takes its place behind it: an old date that is run again must not replace
+    what readers have with something staler. `roll_back` to its date makes it live.
+    """
     live = publications(store)
     manifest = committed.manifest
-    if live and (live[0].ds, live[0].fingerprint) == (manifest.ds, manifest.fingerprint):
+    newer = list(itertools.takewhile(lambda one: one.ds > manifest.ds, live))
+    rest = live[len(newer) :]
+    if rest and (rest[0].ds, rest[0].fingerprint) == (manifest.ds, manifest.fingerprint):
         return live[0]
     path = f"{committed.dataset.folder}/{manifest.fingerprint}/MANIFEST.json"
     now = datetime.now(UTC).isoformat(timespec="seconds")
     new = Publication(manifest.ds, manifest.fingerprint, path, now)
-    _put(store, [new, *live])
-    return new
+    _put(store, [*newer, new, *rest], _withdrawn(store) if newer else None)
+    return newer[0] if newer else new
 
 
 def roll_back(store: Store, ds: str | None = None) -> Publication:

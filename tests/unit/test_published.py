@@ -233,7 +233,8 @@ def _publish(night: Night) -> dict[str, Any]:
 
 def test_sound_lists_go_live_with_their_figures(tmp_path: Path) -> None:
     figures = _publish(_tonight(tmp_path, SOUND))
-    published = figures.pop("published_at")
+    published, live_ds = figures.pop("published_at"), figures.pop("live")
+    assert live_ds == str(DS)
     assert published == publications(Store(str(tmp_path)))[0].published_at
     assert figures == {
         "users": 2, "rows": 4, "fill": 1.0, "user_coverage": 1.0, "catalogue_coverage": 3 / 4,
@@ -380,6 +381,17 @@ def test_a_lost_latest_comes_back_with_its_night(tmp_path: Path) -> None:
     (tmp_path / LATEST).unlink()
     assert not run_declared(PUBLISH, publish, tonight).ran
     assert live(tmp_path) == before
+
+
+def test_an_older_night_goes_behind_the_live_one(three: Path) -> None:
+    store, late = Store(str(three)), a_night(three, DAYS[1], "again")
+    for _ in range(2):
+        assert make_live(store, late).ds == DAYS[2]
+        assert live(three) == [DAYS[2], "again", DAYS[1], DAYS[0]]
+    assert roll_back(store, DAYS[1]).fingerprint == "again"
+    assert live(three) == ["again", DAYS[1], DAYS[0]]
+    make_live(store, a_night(three, "2025-02-01"))
+    assert [one.ds for one in remembered(store)] == [DAYS[1], DAYS[1], DAYS[0], "2025-02-01", DAYS[2]]
 
 
 def test_only_so_many_lists_are_remembered_when_asked_for(three: Path) -> None:

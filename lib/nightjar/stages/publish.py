@@ -51,7 +51,12 @@ def publish(night: Night, params: Publish, resources: Resources) -> Metrics:
     table = table.append_column("unit", pa.nulls(len(table), pa.string()))
     night.wrote(METRICS, [night.write(METRICS).write_part(0, [table])])
     live = make_live(night.store, lists)
-    return {**figures, "published_at": live.published_at}
+    if live.ds != str(night.ds):
+        night.report.line(
+            f"publish {night.ds}: {live.ds} is live and newer; `nightjar rollback --to {night.ds}` would "
+            "make this list live"
+        )
+    return {**figures, "live": live.ds, "published_at": live.published_at}
 
 
 def _refusals(figures: dict[str, float], params: Publish) -> Iterator[str]:
