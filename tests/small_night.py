@@ -26,11 +26,13 @@ SMALL: dict[str, Any] = {
     "clean_events": {"max_events_per_day": 140, "resources": {"parts": 2}},
     "build_items": {"rows_per_part": 30},
     "weigh_events": {"user_parts": 3},
-    "retrieve": {"k_prime": 30, "recall_sample": 50},
+    "build_index": {"resources": {"actors": 1}},
+    "retrieve": {"k_prime": 30, "recall_sample": 50, "resources": {"actors": 1}},
     "rank": {"k": 10},
     "evaluate": {"test_days": 2, "ks": [5, 10], "n_resamples": 50},
 }
-"""Everything in several parts, so that a kill can fall between them, and little memory."""
+"""Everything in several parts, so that a kill can fall between them, little memory, and no more actors than
+the parts of interest need: each loads torch and FAISS."""
 
 
 @dataclass(frozen=True)
