@@ -182,7 +182,7 @@ def _said_tables(store: Store, ds: str, user_id: str) -> Iterator[RichTable]:
     """What the user wrote, newest first; nothing where nobody did or the night is older than such texts."""
     committed = Dataset(store, USER_TEXTS, ds).committed()
     texts = Dataset(store, QUERY_TEXT, ds).committed()
-    rows = _rows_of(committed, user_id) if committed and texts else None
+    rows = rows_of(committed, user_id) if committed and texts else None
     if rows is None or not len(rows) or texts is None:
         return
     table = _table("last time (UTC)", "weight", "kind", "text", title=f"wrote: {len(rows)} texts")
