@@ -1,15 +1,19 @@
-"""Recommendations against every single method a user could run instead (`--data NAME`).
+"""Recommendations against every single method a user could run instead (`--data NAME`, or a folder).
 
 Global temporal split: trained before the 90% quantile of time, tested after it; every method is tuned on the
 80–90% window and refitted. The full catalogue of items with an event is ranked, what a user has seen is left
-out, users are those with a history and something new chosen later. Appends JSON lines to bench/results.
+out, users are those with a history and something new chosen later. Nightjar is its default configuration,
+the same for every data set: its own stages, run on what was known (quality_night.py); it fits itself on the
+newest of that. Appends JSON lines to bench/results.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,191 +22,85 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import machine
-from bench import quality_baselines as single
-from bench import quality_nightjar as nightjar
-from bench.quality_baselines import Scorer
 from bench.quality_cold import cold_table
 from bench.quality_data import Log, Split, embeddings, read_log, split
-from nightjar.config import LearnTaste
-from nightjar.kernels import relations, taste
-from nightjar.kernels.metrics import accuracy
+from bench.quality_measure import Measured, held_against
+from bench.quality_night import default_config, lists_for, night_of
+from bench.quality_trials import methods, tuned
+from nightjar.kernels import taste
 from nightjar.kernels.statistics import bootstrap_mean, paired_difference, paired_ratio
-from nightjar.kernels.topk import select_topk
-from nightjar.stages.recipe import named
-from nightjar.stages.taste_log import learning
+from nightjar.stage import Metrics
+from nightjar.tables import BLEND
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
-BLOCK_USERS = 256
-K = 20
-TEST_FROM = 0.9
-"""Quantile of time at which the test window begins; single methods are tuned on the tenth before it."""
+TUNED_FROM, TEST_FROM = 0.8, 0.9
+"""Quantiles of time at which the validation and the test window begin."""
+TUNING_USERS, TEST_USERS = 2000, 5000
 RESAMPLES = 1000
-F64 = NDArray[np.float64]
+Row = tuple[dict[str, Any], Measured]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A method's result on a split, user by user. coverage: share of the items it may recommend in any
-    list.
-    """
+class Ours:
+    """Nightjar's lists held against the truth; chosen: the blend; cpu_seconds: of the stages."""
 
-    recall: F64
-    ndcg: F64
-    coverage: float
+    found: Measured
+    chosen: Metrics
+    cpu_seconds: float
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One setting of a method: how it is fitted and how old events of a history count."""
-
-    params: dict[str, Any]
-    fit: Callable[[Split], Scorer]
-    history_days: float | None = None
-
-
-def measure(held: Split, score: Scorer, history_days: float | None) -> Measured:
-    """Ranks every item that may be recommended for every user of a split by a single method."""
-    return lists_of(held, lambda users: score(nightjar.history(held, users, history_days)))
+def nightjar(log: Log, E: NDArray[np.float32], test: Split, **sections: Any) -> Ours:
+    """The default night as of the test window, or one with other `sections`."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = default_config(Path(folder), **sections)
+        started = time.process_time()
+        night = night_of(log, float(np.quantile(log.time, TEST_FROM)), test.warm, E, config)
+        lists = lists_for(night, test.users)
+        spent = time.process_time() - started
+        chosen = night.dataset(BLEND).require("fit_blend").manifest.metrics
+    return Ours(held_against(test, lists), dict(chosen), spent)
 
 
-def lists_of(held: Split, scores: Callable[[NDArray[np.int64]], NDArray[np.floating]]) -> Measured:
-    """The best K of dense scores (users, n_items), held against what the users of a split chose next."""
-    lists = np.full((len(held.users), K), -1, np.int64)
-    for start in range(0, len(held.users), BLOCK_USERS):
-        users = held.users[start : start + BLOCK_USERS]
-        found = np.asarray(scores(users), np.float32)
-        found[nightjar.barred(held, users).toarray() != 0] = -np.inf
-        lists[start : start + BLOCK_USERS] = ranked(found)
-    truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
-    values = accuracy(lists, truth, [K])
-    shown = len(np.unique(lists[lists >= 0])) / max(int(held.warm.sum()), 1)
-    return Measured(values[f"Recall@{K}"], values[f"nDCG@{K}"], shown)
-
-
-def ranked(scores: NDArray[np.float32], k: int = K) -> NDArray[np.int64]:
-    """The best k items (q, k) of dense scores, −1 where a score is −inf; ties by item number."""
-    nums = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    return select_topk(scores, np.where(np.isneginf(scores), -1, nums), k).item_nums
-
-
-def methods(log: Log, V: NDArray[np.float32], E: NDArray[np.float32]) -> dict[str, list[Trial]]:
-    """Every single method with the settings it is tuned over."""
-    ages = (None, 120.0, 20.0)
-    profile, raw = single.text_profile(V), single.text_profile(E)
-    words = single.bm25(log.texts)
-    near = {power: single.text_knn(V, 200, power) for power in (2.0,)}
-    found = {
-        "random": [Trial({}, lambda s: single.random(s.liked.shape[1]))],
-        "popular": [Trial({}, lambda s: single.constant(single.popularity(s, None)))],
-        "recent popular": [
-            Trial({"half_life": days}, lambda s, days=days: single.constant(single.popularity(s, days)))
-            for days in (2.0, 7.0, 14.0, 30.0, 120.0, 480.0)
-        ],
-        "item-kNN": [
-            Trial(
-                {"shrinkage": c, "user_power": p, "history": age},
-                lambda s, c=c, p=p: single.item_knn(s, c, 200, p),
-                age,
-            )
-            for c in (0.003, 0.03, 0.3)
-            for p in (0.0, 0.5)
-            for age in ages
-        ],
-        "RP3beta": [
-            Trial({"beta": b, "history": age}, lambda s, b=b: single.rp3beta(s, b, 200), age)
-            for b in (0.2, 0.4, 0.6)
-            for age in ages
-        ],
-        "iALS": [
-            Trial(
-                {"factors": d, "alpha": a, "ridge": r},
-                lambda s, d=d, a=a, r=r: single.implicit_als(s, d, a, r),
-            )
-            for d, a, r in ((64, 10.0, 10.0), (64, 2.0, 1.0), (128, 2.0, 10.0))
-        ],
-        "BM25": [Trial({"history": age}, lambda _: words, age) for age in ages],
-        "raw text mean": [Trial({"history": age}, lambda _: raw, age) for age in ages],
-        "whitened text mean": [Trial({"history": age}, lambda _: profile, age) for age in ages],
-        "text kNN": [
-            Trial({"power": p, "history": age}, lambda _, p=p: near[p], age) for p in near for age in ages
-        ],
-    }
-    if log.n_items <= EASE_BASELINE_ITEMS:
-        found["EASE"] = [
-            Trial({"ridge": r, "history": age}, lambda s, r=r: single.linear_autoencoder(s, r), age)
-            for r in (50.0, 200.0, 500.0)
-            for age in ages
-        ]
-    return found
-
-
-EASE_BASELINE_ITEMS = 13_000
-
-
-def tuned(trials: list[Trial], validation: Split, test: Split) -> tuple[dict[str, Any], Measured]:
-    """The setting with the best nDCG@20 on the validation window, refitted and measured on the test
-    window.
-    """
-    best = trials[0]
-    if len(trials) > 1:
-        fitted: dict[str, Scorer] = {}
-        values = []
-        for trial in trials:
-            key = json.dumps({name: value for name, value in trial.params.items() if name != "history"})
-            fitted.setdefault(key, trial.fit(validation))
-            values.append(measure(validation, fitted[key], trial.history_days).ndcg.mean())
-        best = trials[int(np.argmax(values))]
-    return best.params, measure(test, best.fit(test), best.history_days)
-
-
-def run(name: str, folder: Path | None, only: Sequence[str]) -> dict[str, Any]:
+def run(name: str, folder: Path | None, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
     """The whole table for one data set; returns what the last line prints."""
     log = read_log(name, folder)
     E = embeddings(log)
     V = taste.whiten(E, taste.fit_whitening(E, 1.0, 0.05))
-    validation, test = split(log, 0.8, TEST_FROM, 2000), split(log, TEST_FROM, 1.0, 5000)
+    validation = split(log, TUNED_FROM, TEST_FROM, TUNING_USERS)
+    test = split(log, TEST_FROM, 1.0, TEST_USERS)
     print(
         f"{log.name}: {len(log.time)} events, {log.n_users} users, {log.n_items} items; "
         f"{len(validation.users)} validation users, {len(test.users)} test users",
         flush=True,
     )
-    rows: dict[str, tuple[dict[str, Any], Measured]] = {}
-    for method, trials in methods(log, V, E).items():
-        if not only or method in only:
-            rows[method] = tuned(trials, validation, test)
-            report(method, *rows[method])
-    ours, chosen = default_lists(log, V, test)
-    report("Nightjar", chosen, ours)
-    best = max(rows, key=lambda method: rows[method][1].ndcg.mean())
-    return summary(log, rows, ours, chosen, best) | cold_table(log, V)
+    rows: dict[str, Row] = {}
+    for method in methods(log, V, E):
+        if not only or method.name in only:
+            rows[method.name] = tuned(method, log, validation, test)
+            report(method.name, *rows[method.name])
+    ours = nightjar(log, E, test)
+    report("Nightjar", ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
+    end: dict[str, Any] = summary(log, rows, ours) if rows else {}
+    return end | (cold_table(log, E, V, TEST_FROM) if "cold" in parts else {})
 
 
-def default_lists(log: Log, V: NDArray[np.float32], test: Split) -> tuple[Measured, dict[str, Any]]:
-    """Nightjar as it comes: fitted on the newest of what was known before the test window, by itself."""
-    text = relations.from_text(V, learning(LearnTaste()))
-    ours = nightjar.fitted(nightjar.likes_of(log, TEST_FROM), V, text)
-    return lists_of(test, ours.scores), named(ours.chosen, tuple(ours.relations))
-
-
-def report(method: str, params: dict[str, Any], found: Measured) -> None:
+def report(method: str, params: Mapping[str, Any], found: Measured) -> None:
     print(
         f"{method:20s} R@20 {found.recall.mean():.4f}  N@20 {found.ndcg.mean():.4f}  "
-        f"cov {found.coverage:.2f}  {params}",
+        f"cov {found.coverage:.2f}  {dict(params)}",
         flush=True,
     )
 
 
-def summary(
-    log: Log,
-    rows: dict[str, tuple[dict[str, Any], Measured]],
-    ours: Measured,
-    chosen: dict[str, Any],
-    best: str,
-) -> dict[str, Any]:
-    """Appends a line for each method and returns the comparison with the best of them on the test window."""
+def summary(log: Log, rows: Mapping[str, Row], ours: Ours) -> dict[str, Any]:
+    """Appends a line for each method and returns the comparison with the best of them on the test window.
+
+    The best is chosen by its figure on the test window itself, which favours it.
+    """
     facts = machine.facts()
+    RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as sink:
-        for method, (params, found) in [*rows.items(), ("Nightjar", (chosen, ours))]:
+        for method, (params, found) in [*rows.items(), ("Nightjar", (ours.chosen, ours.found))]:
             line = {
                 "bench": "quality",
                 "data": log.name,
@@ -210,26 +108,41 @@ def summary(
                 "params": params,
                 "users": len(found.ndcg),
                 "coverage": round(found.coverage, 4),
+                **figures(found, ours.found, method != "Nightjar"),
             }
-            for metric, values in (("recall20", found.recall), ("ndcg20", found.ndcg)):
-                line[metric] = [round(float(value), 5) for value in bootstrap_mean(values, RESAMPLES, 0)]
-                if method != "Nightjar":
-                    gap = paired_difference(getattr(ours, metric[:-2]), values, RESAMPLES, 0)
-                    line[f"nightjar_minus_{metric}"] = [
-                        round(gap.difference, 5),
-                        round(gap.low, 5),
-                        round(gap.high, 5),
-                    ]
             sink.write(json.dumps(line | facts) + "\n")
-    lift = paired_ratio(ours.ndcg, rows[best][1].ndcg, RESAMPLES, 0)
-    recall = max(found.recall.mean() for _, found in rows.values())
-    print(f"best single by Recall@20 {recall:.4f}; ours {ours.recall.mean():.4f}")
+    best = {
+        metric: max(rows, key=lambda method: getattr(rows[method][1], metric).mean())
+        for metric in ("recall", "ndcg")
+    }
+    for metric, method in best.items():
+        theirs = getattr(rows[method][1], metric)
+        gap = paired_difference(getattr(ours.found, metric), theirs, RESAMPLES, 0)
+        print(
+            f"{metric}@20: ours {getattr(ours.found, metric).mean():.4f}, best single {method} "
+            f"{theirs.mean():.4f}, difference {gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+        )
+    lift = paired_ratio(ours.found.ndcg, rows[best["ndcg"]][1].ndcg, RESAMPLES, 0)
     return {
-        "ndcg20": ours.ndcg.mean(),
-        "best_single": f"{best} {rows[best][1].ndcg.mean():.4f}",
+        "ndcg20": ours.found.ndcg.mean(),
+        "best_single": f"{best['ndcg']} {rows[best['ndcg']][1].ndcg.mean():.4f}",
         "lift": lift.mean,
         "lift_low": lift.low,
     }
+
+
+def figures(found: Measured, ours: Measured, compared: bool) -> dict[str, list[float]]:
+    """Means with their 95% intervals, and what Nightjar has more than them."""
+    line: dict[str, list[float]] = {}
+    for metric in ("recall", "ndcg"):
+        values = getattr(found, metric)
+        line[f"{metric}20"] = [round(float(value), 5) for value in bootstrap_mean(values, RESAMPLES, 0)]
+        if compared:
+            gap = paired_difference(getattr(ours, metric), values, RESAMPLES, 0)
+            line[f"nightjar_minus_{metric}20"] = [
+                round(value, 5) for value in (gap.difference, gap.low, gap.high)
+            ]
+    return line
 
 
 def main() -> None:
@@ -237,17 +150,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", default="online_retail", help="a name, or a folder with interactions and items"
-    )
+    parser.add_argument("--data", default="online_retail", help="a name, or a folder with interactions, items")
     parser.add_argument("--folder", type=Path, help="where the named data sets are; default NIGHTJAR_DATA")
     parser.add_argument("--only", nargs="*", default=[], help="single methods to run; default all")
+    parser.add_argument("--parts", nargs="*", default=["cold"], help="tables beside the warm one; default: cold")
     args = parser.parse_args()
-    end = run(args.data, args.folder, args.only)
-    print(
-        f"bench quality: ndcg20={end['ndcg20']:.4f} best_single={end['best_single'].replace(' ', '_')} "
-        f"lift={end['lift']:.3f} lift_low={end['lift_low']:.3f} cold_recall20={end['cold_recall20']:.4f}"
-    )
+    end = run(args.data, args.folder, args.only, args.parts)
+    if {"lift", "cold_recall20"} <= set(end):
+        print(
+            f"bench quality: ndcg20={end['ndcg20']:.4f} best_single={end['best_single'].replace(' ', '_')} "
+            f"lift={end['lift']:.3f} lift_low={end['lift_low']:.3f} cold_recall20={end['cold_recall20']:.4f}"
+        )
 
 
 if __name__ == "__main__":

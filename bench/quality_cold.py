@@ -1,113 +1,137 @@
-"""New items: 20% of the catalogue withheld from training and ranked among themselves."""
+"""Items nobody chose yet, ranked among themselves: a fifth of the catalogue withheld, and truly new ones."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from bench import quality_baselines as single
-from bench import quality_nightjar as nightjar
 from bench.quality_data import Log, Split, evaluated, pairs
-from nightjar.kernels import fusion, signals
+from bench.quality_measure import csr, history, lists_of
+from bench.quality_night import default_config, lists_for, night_of
 from nightjar.kernels.metrics import accuracy
-from nightjar.kernels.topk import select_topk
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 SHARE = 0.2
 USERS = 2000
-BLOCK_USERS = 256
-COLD_WEIGHTS = (1.0, 1.0, 1.0)
+KS = (20, 100)
 
 
-def withheld(log: Log, seed: int, among: NDArray[np.bool_]) -> tuple[Split, NDArray[np.bool_]]:
-    """A split by items: SHARE of the items `among` are withheld; truth is who chose them, history all
-    else.
+@dataclass(frozen=True)
+class Cold:
+    """Some users' next choices among items nobody chose before. known: the log without those items' events;
+    t0: days, its end; held: `warm` names the cold items here, for they are what may be recommended.
     """
-    rng = np.random.default_rng(seed)
+
+    name: str
+    known: Log
+    t0: float
+    held: Split
+
+
+def withheld(log: Log, seed: int, among: Mask, name: str = "withheld") -> Cold:
+    """SHARE of the items `among` withheld from the whole log; truth is who chose them, history all else."""
     cold = np.zeros(log.n_items, bool)
     pool = np.flatnonzero(among)
-    cold[rng.choice(pool, int(SHARE * len(pool)), replace=False)] = True
+    cold[np.random.default_rng(seed).choice(pool, int(SHARE * len(pool)), replace=False)] = True
     usable = among[log.item]
-    liked, ages = pairs(log, usable & ~cold[log.item], float(log.time.max()))
     keys = np.unique((log.user * log.n_items + log.item)[usable & cold[log.item]])
-    user, item = keys // log.n_items, keys % log.n_items
-    known = np.diff(liked.indptr)[user] > 0
-    base = Split(liked, ages, np.zeros(0, np.int64), liked[:0], ~cold & among)
-    return evaluated(base, user[known], item[known], USERS), cold
+    return _cold(name, log.where(usable & ~cold[log.item]), float(log.time.max()) + 1e-6, cold, keys)
 
 
-def cold_table(log: Log, V: F32, chosen: dict[str, Any]) -> dict[str, float]:
-    """Prints Recall@20 and @100 among cold items for us and the usual answers; returns ours."""
-    del chosen
-    everything = np.ones(log.n_items, bool)
-    test, cold = withheld(log, 0, everything)
-    inner, inner_cold = withheld(log, 1, ~cold)
-    text = signals.text_neighbours(V, 200, 2.0)
-    settings: dict[str, list[single.Scorer]] = {}
-    found: dict[str, tuple[float, float]] = {}
-
-    def add(name: str, fits: list[Any]) -> None:
-        best = fits[0]
-        if len(fits) > 1:
-            values = [among_cold(inner, inner_cold, fit(inner))[0] for fit in fits]
-            best = fits[int(np.argmax(values))]
-        found[name] = among_cold(test, cold, best(test))
-        print(f"cold {name:18s} R@20 {found[name][0]:.4f}  R@100 {found[name][1]:.4f}", flush=True)
-
-    add("random", [lambda _: single.random(log.n_items)])
-    words = single.bm25(log.texts)
-    add("BM25", [lambda _: words])
-    add("text kNN", [lambda _, p=p: single.text_knn(V, 200, p) for p in (2.0, 4.0)])
-    add("linear map", [lambda s, r=r: single.linear_map(s, V, r) for r in (10.0, 100.0)])
-    add("ALS + ridge", [lambda s, r=r: single.als_from_text(s, V, 64, 10.0, r) for r in (1.0, 30.0)])
-    recipes = [
-        fusion.Recipe(weights, 0.0, 0.0)
-        for weights in (
-            (1.0, 1.0, 1.0),
-            (1.0, 0.5, 1.0),
-            (0.5, 0.5, 1.0),
-            (1.0, 0.5, 0.5),
-            (0.0, 0.5, 1.0),
-            (0.0, 0.0, 1.0),
-        )
-    ]
-    del settings
-    made = {id(s): ours(s, V, text, out) for s, out in ((inner, inner_cold), (test, cold))}
-    add("Nightjar", [lambda s, recipe=recipe: fused(made[id(s)], recipe) for recipe in recipes])
-    return {"cold_recall20": found["Nightjar"][0], "cold_recall100": found["Nightjar"][1]}
+def newcomers(log: Log, t0: float) -> Cold:
+    """Items whose first event comes at t0 or later, and what users known by then chose among them."""
+    past = log.time < t0
+    new = np.bincount(log.item[past], minlength=log.n_items) == 0
+    keys = np.unique((log.user * log.n_items + log.item)[~past])
+    return _cold("new", log.where(past), t0, new, keys[new[keys % log.n_items]])
 
 
-def ours(
-    split: Split, V: F32, text: sparse.csr_matrix, cold: NDArray[np.bool_]
-) -> dict[str, sparse.csr_matrix]:
-    """Our relations, with the columns of cold items borrowed from their text neighbours."""
-    S = nightjar.relations(split, V, text, ease=False)
-    S["co_occurrence"] = signals.borrowed(S["co_occurrence"], text, cold)
-    return S
+def _cold(name: str, known: Log, t0: float, cold: Mask, keys: I64) -> Cold:
+    liked, ages = pairs(known, np.ones(len(known.time), bool), t0)
+    user, item = keys // known.n_items, keys % known.n_items
+    has_history = np.diff(liked.indptr)[user] > 0
+    base = Split(liked, ages, np.zeros(0, np.int64), liked[:0], cold)
+    return Cold(name, known, t0, evaluated(base, user[has_history], item[has_history], USERS))
 
 
-def fused(S: dict[str, sparse.csr_matrix], recipe: fusion.Recipe) -> single.Scorer:
-    n_items = next(iter(S.values())).shape[0]
-
-    def score(x: sparse.csr_matrix) -> NDArray[np.floating]:
-        relations = tuple((x @ one).tocsr() for one in S.values())
-        return fusion.scores(fusion.Sources(relations, np.zeros(n_items), np.ones(n_items)), recipe)
-
-    return score
-
-
-def among_cold(split: Split, cold: NDArray[np.bool_], score: single.Scorer) -> tuple[float, float]:
-    """Mean Recall@20 and Recall@100, only cold items being ranked."""
-    lists = np.full((len(split.users), 100), -1, np.int64)
-    numbers = np.flatnonzero(cold)
-    for start in range(0, len(split.users), BLOCK_USERS):
-        x = nightjar.history(split, split.users[start : start + BLOCK_USERS], None)
-        found = np.ascontiguousarray(np.asarray(score(x), np.float32)[:, cold])
-        best = select_topk(found, np.broadcast_to(np.arange(len(numbers)), found.shape), 100).item_nums
-        lists[start : start + BLOCK_USERS] = np.where(best >= 0, numbers[best], -1)
-    truth = split.truth.indptr.astype(np.int64), split.truth.indices.astype(np.int64)
-    values = accuracy(lists, truth, [20, 100])
+def recalls(case: Cold, lists: I64) -> tuple[float, float]:
+    """Mean Recall@20 and Recall@100."""
+    values = accuracy(lists, csr(case.held.truth), list(KS))
     return float(values["Recall@20"].mean()), float(values["Recall@100"].mean())
+
+
+def ours(case: Cold, E: F32) -> I64:
+    """The default night with the cold items alone available, lists of 100."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes: dict[str, Any] = {"rank": {"k": KS[-1]}, "retrieve": {"k_prime": KS[-1]}}
+        night = night_of(case.known, case.t0, case.held.warm, E, default_config(Path(folder), **sizes))
+        return lists_for(night, case.held.users)
+
+
+def by_scorer(case: Cold, score: single.Scorer) -> I64:
+    return lists_of(case.held, lambda users: score(history(case.held, users, None)), KS[-1])
+
+
+Fit = Callable[[Split], single.Scorer]
+
+
+def singles(log: Log, V: F32) -> dict[str, list[Fit]]:
+    """What a user could run instead, each with what it is tuned over."""
+    return {
+        "random": [lambda _: single.random(log.n_items)],
+        "BM25": [lambda _: single.bm25(log.texts)],
+        "text mean, whitened": [lambda _: single.text_profile(V)],
+        "text kNN": [lambda _, p=p: single.text_knn(V, 200, p) for p in (2.0, 4.0)],  # type: ignore[misc]
+        "linear map": [lambda s, r=r: single.linear_map(s, V, r) for r in (10.0, 100.0)],  # type: ignore[misc]
+        "ALS + ridge": [
+            lambda s, r=r: single.als_from_text(s, V, 64, 10.0, r)  # type: ignore[misc]
+            for r in (1.0, 30.0)
+        ],
+    }
+
+
+def cold_table(log: Log, E: F32, V: F32, test_from: float) -> dict[str, float]:
+    """Prints Recall@20 and @100 among cold items for us and the usual answers; returns ours.
+
+    Single methods are tuned on another fifth, withheld from what remains.
+    """
+    everything = np.ones(log.n_items, bool)
+    cases = [withheld(log, 0, everything), newcomers(log, float(np.quantile(log.time, test_from)))]
+    inner = withheld(log, 1, ~cases[0].held.warm, "inner")
+    best: dict[str, Fit] = {}
+    for name, fits in singles(log, V).items():
+        values = [recalls(inner, by_scorer(inner, fit(_fitted_on(inner))))[0] for fit in fits if len(fits) > 1]
+        best[name] = fits[int(np.argmax(values))] if values else fits[0]
+    found: dict[str, float] = {}
+    for case in cases:
+        if not len(case.held.users):
+            print(f"{case.name}: no user chose any", flush=True)
+            continue
+        print(f"{case.name}: {int(case.held.warm.sum())} cold items, {len(case.held.users)} users", flush=True)
+        for name, fit in best.items():
+            _line(case, name, recalls(case, by_scorer(case, fit(_fitted_on(case)))))
+        mine = recalls(case, ours(case, E))
+        _line(case, "Nightjar", mine)
+        if case.name == "withheld":
+            found = {"cold_recall20": mine[0], "cold_recall100": mine[1]}
+    return found
+
+
+def _fitted_on(case: Cold) -> Split:
+    """The split as single methods learn from it: `warm` are the items with an event."""
+    held = case.held
+    warm = np.asarray(held.liked.sum(axis=0)).ravel() > 0
+    return Split(held.liked, held.ages, held.users, held.truth, warm)
+
+
+def _line(case: Cold, name: str, values: tuple[float, float]) -> None:
+    print(f"cold {case.name:9s} {name:20s} R@20 {values[0]:.4f}  R@100 {values[1]:.4f}", flush=True)

@@ -40,6 +40,10 @@ class Log:
     def n_items(self) -> int:
         return len(self.texts)
 
+    def where(self, kept: NDArray[np.bool_]) -> Log:
+        """These events alone, of the same users and items."""
+        return Log(self.name, self.user[kept], self.item[kept], self.time[kept], self.texts, self.n_users)
+
 
 @dataclass(frozen=True)
 class Split:
