@@ -150,10 +150,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="online_retail", help="a name, or a folder with interactions, items")
+    parser.add_argument(
+        "--data", default="online_retail", help="a name, or a folder with interactions, items"
+    )
     parser.add_argument("--folder", type=Path, help="where the named data sets are; default NIGHTJAR_DATA")
     parser.add_argument("--only", nargs="*", default=[], help="single methods to run; default all")
-    parser.add_argument("--parts", nargs="*", default=["cold"], help="tables beside the warm one; default: cold")
+    parser.add_argument(
+        "--parts", nargs="*", default=["cold"], help="tables beside the warm one; default: cold"
+    )
     args = parser.parse_args()
     end = run(args.data, args.folder, args.only, args.parts)
     if {"lift", "cold_recall20"} <= set(end):

@@ -109,14 +109,18 @@ def cold_table(log: Log, E: F32, V: F32, test_from: float) -> dict[str, float]:
     inner = withheld(log, 1, ~cases[0].held.warm, "inner")
     best: dict[str, Fit] = {}
     for name, fits in singles(log, V).items():
-        values = [recalls(inner, by_scorer(inner, fit(_fitted_on(inner))))[0] for fit in fits if len(fits) > 1]
+        values = [
+            recalls(inner, by_scorer(inner, fit(_fitted_on(inner))))[0] for fit in fits if len(fits) > 1
+        ]
         best[name] = fits[int(np.argmax(values))] if values else fits[0]
     found: dict[str, float] = {}
     for case in cases:
         if not len(case.held.users):
             print(f"{case.name}: no user chose any", flush=True)
             continue
-        print(f"{case.name}: {int(case.held.warm.sum())} cold items, {len(case.held.users)} users", flush=True)
+        print(
+            f"{case.name}: {int(case.held.warm.sum())} cold items, {len(case.held.users)} users", flush=True
+        )
         for name, fit in best.items():
             _line(case, name, recalls(case, by_scorer(case, fit(_fitted_on(case)))))
         mine = recalls(case, ours(case, E))

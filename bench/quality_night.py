@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -55,7 +55,10 @@ def default_config(root: Path, **sections: Any) -> NightConfig:
     scene = {"columns": columns, "time": {"format": "iso"}, "event_types": {"event": {}}, **files}
     needed = {
         "clean_events": {"scenes": {"log": scene}},
-        "build_items": {"template": "{title}", "sources": [{"columns": {"item_id": "i", "title": "t"}, **files}]},
+        "build_items": {
+            "template": "{title}",
+            "sources": [{"columns": {"item_id": "i", "title": "t"}, **files}],
+        },
     }
     return NightConfig.model_validate({"root": str(root), **needed, **sections})
 
@@ -91,7 +94,13 @@ def night_of(log: Log, t0: float, available: Mask, embeddings: F32, config: Nigh
     n, no_time = log.n_items, pa.nulls(log.n_items, pa.timestamp("us", "UTC"))
     columns = {"item_id": ids, "item_num": nums, "title": texts}
     none = {"fields": pa.nulls(n, pa.map_(pa.string(), pa.string())), "category": pa.nulls(n, pa.string())}
-    items = {**columns, **none, "available": pa.array(available), "first_seen": no_time, "updated_at": no_time}
+    items = {
+        **columns,
+        **none,
+        "available": pa.array(available),
+        "first_seen": no_time,
+        "updated_at": no_time,
+    }
     commit(night, ITEMS, [pa.table(items)])
     named = {"item_id": ids, "item_num": nums, "text": texts, "text_hash": ids}
     commit(night, ITEM_TEXT, [pa.table(named)])

@@ -1,4 +1,4 @@
-"""The single methods a user could run instead, and their tuning: on the window before the test, never on it."""
+"""The single methods a user could run instead, tuned on the window before the test and never on it."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def methods(log: Log, V: F32, E: F32) -> list[Method]:
                 ]
             ),
         ),
-        Method("BM25", lambda s: words(), over([{}], AGES)),
-        Method("raw text mean", lambda s: single.text_profile(E), over([{}], AGES)),
-        Method("whitened text mean", lambda s: single.text_profile(V), over([{}], AGES)),
-        Method("text kNN", lambda s, power: near(power), over([{"power": p} for p in (2.0, 4.0)], AGES)),
+        Method("BM25", lambda _: words(), over([{}], AGES)),
+        Method("raw text mean", lambda _: single.text_profile(E), over([{}], AGES)),
+        Method("whitened text mean", lambda _: single.text_profile(V), over([{}], AGES)),
+        Method("text kNN", lambda _, power: near(power), over([{"power": p} for p in (2.0, 4.0)], AGES)),
         Method(
             "smoothed text",
             lambda s, power: single.smoothed_knn(s, V, power),

@@ -40,14 +40,14 @@ def night(
 ) -> Expected:
     """items: in item number order; embeddings: (n, d), a row an item; segments: of every known user."""
     num = {item["item_id"]: at for at, item in enumerate(items)}
-    weights, strengths, last, liked = weigh(config, [e for e in events if e["item_id"] in num])
+    weights, strengths, last, liked, first = weigh(config, [e for e in events if e["item_id"] in num])
     seen: dict[str, set[str]] = defaultdict(set)
     for user, item in weights:
         seen[user].add(item)
     directions = item_vectors(config, embeddings.astype(np.float64), weights, num)
     vectors = directions * norms(config, end, liked, weights, len(items), num)[:, None]
     popular = popularity(config, end, liked, weights, items, segments)
-    blend = Blend(config, end, embeddings.astype(np.float64), weights, strengths, last, liked, num)
+    blend = Blend(config, end, embeddings.astype(np.float64), weights, strengths, last, liked, first, num)
     users = sorted({e["user_id"] for e in events} | set(segments))
     lists, terms = {}, {}
     for user in users:
@@ -64,11 +64,14 @@ Weights = dict[tuple[str, str], int]
 Times = dict[tuple[str, str], datetime]
 
 
-def weigh(config: NightConfig, events: Sequence[Mapping[str, Any]]) -> tuple[Weights, Weights, Times, Times]:
+def weigh(
+    config: NightConfig, events: Sequence[Mapping[str, Any]]
+) -> tuple[Weights, Weights, Times, Times, Times]:
     weights: dict[tuple[str, str], int] = defaultdict(int)
     strengths: dict[tuple[str, str], int] = defaultdict(int)
     last: dict[tuple[str, str], datetime] = {}
     liked: dict[tuple[str, str], datetime] = {}
+    first: dict[tuple[str, str], datetime] = {}
     newest: dict[str, datetime] = {}
     for event in events:
         newest[event["user_id"]] = max(newest.get(event["user_id"], event["event_time"]), event["event_time"])
@@ -85,7 +88,8 @@ def weigh(config: NightConfig, events: Sequence[Mapping[str, Any]]) -> tuple[Wei
         last[key] = max(last.get(key, datetime.min.replace(tzinfo=UTC)), event["event_time"])
         if weight > 0:
             liked[key] = max(liked.get(key, datetime.min.replace(tzinfo=UTC)), event["event_time"])
-    return dict(weights), dict(strengths), last, liked
+            first[key] = min(first.get(key, event["event_time"]), event["event_time"])
+    return dict(weights), dict(strengths), last, liked, first
 
 
 def item_vectors(
@@ -125,6 +129,7 @@ class Blend:
         strengths: Mapping[tuple[str, str], int],
         last: Mapping[tuple[str, str], datetime],
         liked: Mapping[tuple[str, str], datetime],
+        first: Mapping[tuple[str, str], datetime],
         num: Mapping[str, int],
     ) -> None:
         self.config, self.strengths, self.last, self.num = config, strengths, last, num
@@ -147,6 +152,7 @@ class Blend:
             "co_occurrence": together / (half[:, None] * half + 0.3 * own[own > 0].mean()),
             "text": cosines(whitened(config, E)) ** params.text_power,
             "smoothed_text": cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power,
+            "followers": followers({key: first[key] for key in positive}, n, num),
             "ease": np.zeros((n, n)),
         }
         near = np.where(ever > 0, self.relations["text"], 0)
@@ -175,13 +181,18 @@ class Blend:
             strength, left = self.strengths[user, item] / ONE, 2 ** (-age / fit.history_days)
             x[item] = math.copysign(math.sqrt(abs(strength)), strength) * left
             w[item] = strength * left
+        newer = {
+            item: len({t for (who, _), t in self.last.items() if who == user and t > self.last[user, item]})
+            for item in profile
+        }
+        new = {item: np.sign(x[item]) * 2 ** (-newer[item] / 2) for item in profile}
         parts = {
-            name: {item: x[item] * S[self.num[item]] for item in profile}
+            name: {item: (new if name == "followers" else x)[item] * S[self.num[item]] for item in profile}
             for name, S in self.relations.items()
         }
         parts["vector"] = {item: w[item] * (D @ D[self.num[item]]) for item in profile}
         u = sum((w[item] * D[self.num[item]] for item in profile), np.zeros(D.shape[1]))
-        if np.linalg.norm(u) <= 1e-6:
+        if np.linalg.norm(u) <= 1e-6 and not any(x.values()):
             return {}
         found = {item: np.zeros(len(self.fresh)) for item in profile}
         for name, rows in parts.items():
@@ -189,6 +200,19 @@ class Blend:
             for item, row in rows.items():
                 found[item] += getattr(fit.weights, name) * row * self.fresh / (length or 1)
         return found
+
+
+def followers(liked: Mapping[tuple[str, str], datetime], n: int, num: Mapping[str, int]) -> np.ndarray:
+    """What each user came to like soon after what, one pair at a time; liked: when each pair began."""
+    counts = np.zeros((n, n))
+    for user in {user for user, _ in liked}:
+        order = sorted((when, num[item]) for (who, item), when in liked.items() if who == user)
+        for at, (when, item) in enumerate(order):
+            for distance, (later, other) in enumerate(order[at + 1 : at + 7], start=1):
+                counts[item, other] += 1 / distance
+                counts[other, item] += (1 / distance) if later == when else 0
+    out, into = counts.sum(axis=1), counts.sum(axis=0)
+    return counts / (np.sqrt(out[:, None] * into) + 0.3 * out[out > 0].mean())
 
 
 def cosines(V: np.ndarray) -> np.ndarray:

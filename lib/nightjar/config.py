@@ -336,7 +336,7 @@ class LearnTaste(Section):
     n_neighbours: Positive = Field(200, description="kept for each item and relation")
     text_power: float = Field(2.0, gt=0, description="above 1: one near text counts for more than many far")
     smoothed_power: float = Field(3.0, gt=0)
-    ease_items: int = Field(8192, ge=0, description="with more liked items there is no EASE; 0: never")
+    ease_items: int = Field(8192, ge=0, description="most liked items that have EASE among them; 0: none")
     ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
     ease_neighbours: Positive = Field(400, description="kept for each item")
     resources: Resources = resources()
@@ -349,6 +349,7 @@ class Weights(Section):
     co_occurrence: Factor = 1.0
     smoothed_text: Factor = 1.0
     text: Factor = 0.5
+    followers: Factor = 0.5
     ease: Factor = 1.0
     popularity: Factor = 0.3
 

@@ -36,6 +36,9 @@ class World:
         self.x = sparse.random(N_USERS, N_ITEMS, 0.15, "csr", np.float32, rng)
         self.x.data = (rng.integers(-2, 6, self.x.nnz) / 2).astype(np.float32)
         self.x.sort_indices()
+        self.newest = self.x.copy()
+        self.newest.data = (rng.integers(-2, 6, self.x.nnz) / 4).astype(np.float32)
+        self.starts = np.array([0, 0, 1])
         self.barred = sparse.random(N_USERS, N_ITEMS, 0.3, "csr", np.float32, rng)
         self.barred.sort_indices()
         # Two sets, and one of another night's numbers; everything, nothing, one set or both.
@@ -51,7 +54,12 @@ class World:
 
     def dense(self) -> np.ndarray:
         sources = fusion.Sources(
-            tuple((self.x @ one).tocsr() for one in self.relations.values()), self.popularity, self.fresh
+            tuple(
+                (x @ one).tocsr()
+                for x, one in zip((self.x, self.x, self.newest), self.relations.values(), strict=True)
+            ),
+            self.popularity,
+            self.fresh,
         )
         return fusion.scores(sources, self.recipe)
 
@@ -62,6 +70,7 @@ class World:
         return Ingredients(
             stacked(self.relations),
             np.array(self.recipe.weights),
+            self.starts,
             self.fresh**self.recipe.exponent,
             popular,
             order[(popular > 0)[order]],
@@ -80,9 +89,12 @@ class World:
                 found[user] &= np.isin(np.arange(N_ITEMS), self.sets[number])
         return found
 
+    def both(self) -> np.ndarray:
+        return np.stack([self.x.data, self.newest.data])
+
     def blended(self, m: int) -> Blended:
         history = self.x.indptr, self.x.indices
-        return blend(self.ingredients(), history, self.x.data, self.limits(), self.asked, m)
+        return blend(self.ingredients(), history, self.both(), self.limits(), self.asked, m)
 
 
 @settings(deadline=None)
@@ -91,7 +103,8 @@ def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
     world = World(seed)
     found, dense = world.blended(m), world.dense()
     reached = (
-        np.abs(world.x) @ sum(np.abs(one) for name, one in world.relations.items() if name != "ease")
+        np.abs(world.x) @ np.abs(world.relations["text"])
+        + np.abs(world.newest) @ np.abs(world.relations["co_occurrence"])
     ) != 0
     reached = reached.toarray() | (world.ingredients().popular > 0)
     allowed = reached & world.open()
@@ -123,7 +136,7 @@ def test_a_user_alone_has_the_same_bytes() -> None:
         alone = blend(
             world.ingredients(),
             (x.indptr, x.indices),
-            x.data,
+            world.both()[:, world.x.indptr[user] : world.x.indptr[user + 1]],
             world.limits().take(np.array([user])),
             world.asked[user : user + 1],
             10,
@@ -136,9 +149,13 @@ def test_terms_add_up_to_the_score_without_popularity() -> None:
     world = World(7)
     found, dense = world.blended(5), world.dense() - world.ingredients().popular
     for user in range(N_USERS):
-        row = world.x[user]
+        row, part = world.x[user], slice(world.x.indptr[user], world.x.indptr[user + 1])
         wanted = np.arange(N_ITEMS)
         terms = relation_terms(
-            world.ingredients(), row.indices.astype(np.int64), row.data, found.factors[user], wanted
+            world.ingredients(),
+            row.indices.astype(np.int64),
+            world.both()[:, part],
+            found.factors[user],
+            wanted,
         )
         assert terms.sum(axis=0) == pytest.approx(dense[user], abs=1e-9)

@@ -28,12 +28,14 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What is the same for every user. weights: (R,) float64, of the stack's relations; fresh, popular:
-    (n_items,) float64, g and what recent popularity adds; by_popularity: (p,) int64, the items that
-    popularity alone may bring into a list, best first; available: (n_items,) bool."""
+    """What is the same for every user. weights: (R,) float64, of the stack's relations; starts: (R,) int64,
+    which row of a history's weights a relation starts from; fresh, popular: (n_items,) float64, g and what
+    recent popularity adds; by_popularity: (p,) int64, the items that popularity alone may bring into a list,
+    best first; available: (n_items,) bool."""
 
     stack: Stack
     weights: F64
+    starts: I64
     fresh: F64
     popular: F64
     by_popularity: I64
@@ -55,8 +57,8 @@ class Blended:
 def blend(with_: Ingredients, history: Csr, x: F32, limits: Limits, asked: I64, m: int) -> Blended:
     """The best m items of each of q users, and the scores of those asked for.
 
-    history: CSR of q users' items with weights x (n_entries,) float32, below 0 for a dislike; limits: all
-    that the q users must not get, what they have seen included; asked: (q, c) int64, −1 padding, scored
+    history: CSR of q users' items with weights x (rows, n_entries) float32, below 0 for a dislike; limits:
+    all that the q users must not get, what they have seen included; asked: (q, c) int64, −1 padding, scored
     whether allowed or not.
     """
     q, n_relations = len(history[0]) - 1, len(with_.weights)
@@ -69,7 +71,7 @@ def blend(with_: Ingredients, history: Csr, x: F32, limits: Limits, asked: I64, 
     stack = with_.stack
     _blend(
         (stack.indptr, stack.item_nums, stack.scores),
-        with_.weights,
+        (with_.weights, with_.starts),
         (with_.fresh, with_.popular, with_.by_popularity, with_.available),
         (history[0].astype(np.int64), history[1].astype(np.int64), x),
         (limits.denied.indptr.astype(np.int64), limits.denied.item_nums.astype(np.int64)),
@@ -95,20 +97,25 @@ def _allowed(limits: Limits) -> Allowed:
 
 
 def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, wanted: I64) -> F64:
-    """What each history item adds to the score of each wanted item, (len(items), len(wanted)) float64."""
+    """What each history item adds to the score of each wanted item, (len(items), len(wanted)) float64.
+
+    x: (rows, len(items)) float32.
+    """
     found = np.zeros((len(items), len(wanted)))
     stack = with_.stack
     place = np.full(stack.n_items, -1, np.int64)
     place[wanted] = np.arange(len(wanted))
-    _terms((stack.indptr, stack.item_nums, stack.scores), stack.n_items, (items, x), factors, place, found)
+    blended = factors, with_.starts
+    _terms((stack.indptr, stack.item_nums, stack.scores), stack.n_items, (items, x), blended, place, found)
     found *= with_.fresh[wanted]
     return found
 
 
 @njit(cache=True, nogil=True)
-def _terms(stack, n_items, history, factors, place, found):
+def _terms(stack, n_items, history, blended, place, found):
     indptr, neighbours, values = stack
     items, x = history
+    factors, starts = blended
     for r in range(len(factors)):
         if factors[r] == 0.0:
             continue
@@ -117,11 +124,12 @@ def _terms(stack, n_items, history, factors, place, found):
             for entry in range(indptr[row], indptr[row + 1]):
                 at = place[neighbours[entry]]
                 if at >= 0:
-                    found[h, at] += factors[r] * np.float64(x[h]) * np.float64(values[entry])
+                    found[h, at] += factors[r] * np.float64(x[starts[r], h]) * np.float64(values[entry])
 
 
 @njit(cache=True, nogil=True)
-def _blend(stack, weights, items, history, barred, limited, asked, out):
+def _blend(stack, blended, items, history, barred, limited, asked, out):
+    weights, starts = blended
     fresh, popular, by_popularity, available = items
     n = len(fresh)
     own, total = np.zeros(n), np.zeros(n)
@@ -143,7 +151,7 @@ def _blend(stack, weights, items, history, barred, limited, asked, out):
         for r in range(len(weights)):
             if weights[r] == 0.0:
                 continue
-            n_met, mark = _spread(stack, r * n, history, u, (own, in_own, met), mark)
+            n_met, mark = _spread(stack, (r * n, starts[r]), history, u, (own, in_own, met), mark)
             squares = 0.0
             for at in range(n_met):
                 squares += (own[met[at]] * fresh[met[at]]) ** 2
@@ -199,14 +207,15 @@ def _may_get(allowed, u, item):
 
 
 @njit(cache=True, nogil=True)
-def _spread(stack, first, history, u, scratch, mark):
+def _spread(stack, relation, history, u, scratch, mark):
     """own = x_u @ S: adds up the neighbours of the history; returns how many items were met."""
     indptr, neighbours, values = stack
     own, in_own, met = scratch
+    first, start = relation
     mark += 1
     n_met = 0
     for entry in range(history[0][u], history[0][u + 1]):
-        x, row = np.float64(history[2][entry]), first + history[1][entry]
+        x, row = np.float64(history[2][start, entry]), first + history[1][entry]
         if x == 0.0:
             continue
         for at in range(indptr[row], indptr[row + 1]):

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from nightjar.kernels import fusion, signals, taste
 from nightjar.kernels.likes import Likes
+from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.signals import F32, I64
 
 K = 20
@@ -79,11 +80,12 @@ def sources(
     known: Likes, users: I64, relations: Mapping[str, sparse.csr_matrix], V: F32, chosen: Chosen
 ) -> fusion.Sources:
     """What the scores of these users are made of: relations, then vectors, V being the items' directions."""
-    x = known.histories(chosen.history_days)[users]
+    x, newest = known.histories(chosen.history_days)[users], known.recent()[users]
     profile = fusion.Product(taste.unit_rows(known.weights(chosen.history_days)[users] @ V), V)
     recent = known.counts(chosen.recency_days)
     fresh = signals.freshness(recent, known.counts(None))
-    return fusion.Sources((*((x @ one).tocsr() for one in relations.values()), profile), recent, fresh)
+    scores = (((newest if name in FROM_NEWEST else x) @ one).tocsr() for name, one in relations.items())
+    return fusion.Sources((*scores, profile), recent, fresh)
 
 
 def fit(

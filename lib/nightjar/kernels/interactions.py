@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from nightjar.kernels.signals import decay
+from nightjar.kernels.signals import decay, newness
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Histories:
         """What relations start from, (q, n_items) float32: ±√|strength| · left (kernels/likes.py: why)."""
         root = np.sign(self.strengths) * np.sqrt(np.abs(self.strengths))
         return self._inside_cap((root * left).astype(np.float32), n_items)
+
+    def newest_weights(self, n_items: int) -> sparse.csr_matrix:
+        """What the relation `followers` starts from, ±newness (Likes.recent); pattern of relation_weights."""
+        users = np.repeat(np.arange(len(self)), np.diff(self.indptr))
+        found = np.sign(self.strengths) * newness(users, -self.times.astype(np.float64))
+        return self._inside_cap(found.astype(np.float32), n_items)
 
     def vector_weights(self, left: np.ndarray, norms: np.ndarray) -> sparse.csr_matrix:
         """What vectors start from, strength · left / norm; the same pattern as `relation_weights`."""

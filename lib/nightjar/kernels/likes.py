@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from nightjar.kernels.signals import F64, I64, decay
+from nightjar.kernels.signals import F64, I64, decay, newness
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ class Likes:
         """(n_users, n_items) float32 of what relations start from: as `weights`, but with √strength, since
         the tenth event of a pair says less than the first."""
         return self._csr((np.sqrt(self.strength) * self._fading(half_life_days)).astype(np.float32))
+
+    def recent(self) -> sparse.csr_matrix:
+        """(n_users, n_items) float32 of what the relation `followers` starts from: newness alone."""
+        return self._csr(newness(self.user, self.last).astype(np.float32))
 
     def _fading(self, half_life_days: float | None) -> F64:
         newest = np.full(self.n_users, np.inf)

@@ -8,13 +8,18 @@ import numpy as np
 from scipy import sparse
 
 from nightjar.kernels import signals
+from nightjar.kernels.followers import followers
+from nightjar.kernels.likes import Likes
 from nightjar.kernels.signals import F32, I64
+
+FROM_NEWEST = ("followers",)
+"""Relations that start from how new the items of a history are; the others from how strong and how old."""
 
 
 @dataclass(frozen=True)
 class Learning:
     """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
-    more than many far ones. ease_items: catalogues with more liked items go without EASE, which inverts a
+    more than many far ones. ease_items: as many of the most liked items have EASE among them, which inverts a
     matrix of that size; ease_ridge in users, ease_neighbours kept for each item."""
 
     n_neighbours: int = 200
@@ -31,22 +36,34 @@ def from_text(V: F32, how: Learning) -> sparse.csr_matrix:
 
 
 def from_behaviour(
-    liked: sparse.csr_matrix, smoothed: F32, text: sparse.csr_matrix, how: Learning
+    likes: Likes, smoothed: F32, text: sparse.csr_matrix, how: Learning
 ) -> dict[str, sparse.csr_matrix]:
-    """The relations that a log teaches, by name; `ease` only where few enough items were liked.
+    """The relations that a log teaches, by name; `ease` unless nothing was liked or no item may have it.
 
-    liked: (n_users, n_items) of 1.0; smoothed: (n_items, d) float32 unit vectors bent by the same log; text:
-    the relation of the texts, by which items that nobody liked yet borrow their co-occurrence.
+    smoothed: (n_items, d) float32 unit vectors bent by the same log; text: the relation of the texts, by
+    which items that nobody liked yet borrow their co-occurrence.
     """
+    liked = likes.matrix()
     together = signals.co_occurrence(liked, signals.Neighbourhood(n_neighbours=how.n_neighbours))
     cold = np.bincount(liked.indices, minlength=liked.shape[1]) == 0
     found = {
         "co_occurrence": signals.borrowed(together, text, cold, how.n_neighbours),
         "smoothed_text": signals.text_neighbours(smoothed, how.n_neighbours, how.smoothed_power),
     }
-    if 0 < len(np.unique(liked.indices)) <= how.ease_items:
-        found["ease"] = signals.ease(liked, how.ease_ridge, how.ease_neighbours)
+    found["followers"] = followers(likes, how.n_neighbours)
+    if liked.nnz and how.ease_items:
+        found["ease"] = signals.ease(most_liked(liked, how.ease_items), how.ease_ridge, how.ease_neighbours)
     return found
+
+
+def most_liked(liked: sparse.csr_matrix, n: int) -> sparse.csr_matrix:
+    """`liked` without all but the n items that most users like, ties by item number ascending."""
+    counts = np.bincount(liked.indices, minlength=liked.shape[1])
+    kept = np.zeros(len(counts), np.float32)
+    kept[np.argsort(-counts, kind="stable")[:n]] = 1
+    narrowed = (liked @ sparse.diags(kept)).tocsr()
+    narrowed.eliminate_zeros()
+    return narrowed
 
 
 @dataclass(frozen=True)

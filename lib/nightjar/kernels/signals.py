@@ -25,6 +25,8 @@ BLOCK = 512
 """Items whose neighbours are found at once: 512 rows of 100,000 similarities are 200 MB."""
 
 TINY = 1e-9
+HALF_LIFE_PLACES = 2.0
+"""Steps back at which an item of the history counts half of the newest, for what follows it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def co_occurrence(X: sparse.csr_matrix, how: Neighbourhood) -> sparse.csr_matrix
     for start in range(0, X.shape[1], BLOCK):
         block = (by_item[start : start + BLOCK] @ scaled).tocsr()
         h, i = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.indices.astype(np.int64)
-        block.data = _on_grid(block.data / (left[h + start] * right[i] + shrunk))
+        block.data = on_grid(block.data / (left[h + start] * right[i] + shrunk))
         block.data[h + start == i] = 0
         kept = _longest(block, how.n_neighbours)
         entries = h[kept], i[kept], block.data[kept]
@@ -100,7 +102,7 @@ def _strongest(strength: NDArray[np.floating], m: int) -> tuple[I64, I64]:
 
 def sharpened(cosines: NDArray[np.floating], power: float) -> F64:
     """relu(cos)^power in float64, on a grid coarse enough that equal pairs get equal values."""
-    return _on_grid(np.maximum(cosines.astype(np.float64), 0.0) ** power)
+    return on_grid(np.maximum(cosines.astype(np.float64), 0.0) ** power)
 
 
 def _longest(rows: sparse.csr_matrix, m: int) -> NDArray[np.bool_]:
@@ -138,7 +140,7 @@ def ease(X: sparse.csr_matrix, ridge: float, n_neighbours: int) -> sparse.csr_ma
         weights = inverse[start : start + BLOCK] * scale
         weights[np.arange(len(weights)), np.arange(start, start + len(weights))] = 0
         row, column = _strongest(np.abs(weights), n_neighbours)
-        entries = row, used[column], _on_grid(weights[row, column])
+        entries = row, used[column], on_grid(weights[row, column])
         rows.append(top_entries(entries, (len(weights), X.shape[1]), n_neighbours))
     small = sparse.vstack(rows, "csr")
     indptr = np.zeros(X.shape[1] + 1, np.int64)
@@ -180,7 +182,7 @@ def borrowed(
         lent = (S[start : start + BLOCK].astype(np.float64) @ mean).tocsr()
         row = np.repeat(np.arange(lent.shape[0]), np.diff(lent.indptr))
         other = (row + start != numbers[lent.indices]) & _longest(lent, m)
-        entries = row[other], numbers[lent.indices[other]], _on_grid(lent.data[other])
+        entries = row[other], numbers[lent.indices[other]], on_grid(lent.data[other])
         rows.append(top_entries(entries, (lent.shape[0], S.shape[1]), m))
     out = (S + sparse.vstack(rows, "csr")).astype(np.float32).tocsr() if rows else S
     out.sort_indices()
@@ -205,7 +207,7 @@ def top_entries(entries: Entries, shape: tuple[int, int], m: int) -> sparse.csr_
     return out
 
 
-def _on_grid(values: NDArray[np.floating]) -> F64:
+def on_grid(values: NDArray[np.floating]) -> F64:
     """float64 rounded to 20 bits of mantissa, so that sums added in another order come out equal."""
     mantissa, exponent = np.frexp(np.asarray(values, np.float64))
     rounded: F64 = np.ldexp(np.round(mantissa * 2.0**20), exponent - 20)
@@ -217,6 +219,23 @@ def decay(age_days: NDArray[np.floating], half_life_days: float | None) -> F64:
     if half_life_days is None:
         return np.ones(len(age_days))
     return np.exp2(-np.asarray(age_days, np.float64) / half_life_days)
+
+
+def newness(user: I64, age: F64) -> F64:
+    """2^(−places / 2) of a user's items, (n,) float64: places counts their distinct newer times.
+
+    user: (n,) codes in any order; age: (n,), smaller is newer. Steps, not days: what matters is what came
+    last, whether an hour or a year ago.
+    """
+    order = np.lexsort((age, user))
+    who, when = user[order], age[order]
+    again = np.r_[False, who[1:] == who[:-1]][: len(who)]
+    steps = np.cumsum(again & np.r_[False, when[1:] != when[:-1]][: len(who)])
+    starts = np.maximum.accumulate(np.where(again, 0, steps))
+    places = np.empty(len(who))
+    places[order] = steps - starts
+    found: F64 = np.exp2(-places / HALF_LIFE_PLACES)
+    return found
 
 
 def freshness(recent: F64, ever: F64, prior: float = 5.0) -> F64:

@@ -16,6 +16,7 @@ from nightjar.kernels.fitting import Chosen
 from nightjar.kernels.interactions import Histories
 from nightjar.kernels.limits import Limits
 from nightjar.kernels.reasons import Reasons, split, vector_terms
+from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.taste import blocks, unit_rows
 from nightjar.kernels.topk import TopK, score_pairs, select_topk
 from nightjar.matrix import mapped_matrix, mapped_stack
@@ -68,6 +69,7 @@ class Blender:
         ingredients = Ingredients(
             stack,
             np.array(recipe.weights[:-1], np.float64),
+            np.array([int(name in FROM_NEWEST) for name in stack.names], np.int64),
             fresh,
             popular,
             order[(popular > 0)[order]],
@@ -80,7 +82,7 @@ class Blender:
     def best(
         self, mine: Histories, limits: Limits, retrieved: np.ndarray, m: int, words: np.ndarray | None = None
     ) -> Scored:
-        """The best m of each user's candidates under the fused score; none for users without any retrieved.
+        """The best m of each user's candidates by the fused score; none for users of whom nothing is known.
 
         limits: all that the users must not get, what they have seen included; retrieved: (q, c) int64
         candidates of the index within them, −1 padding at the end; words: (q, d) float32 sums of what users
@@ -90,8 +92,10 @@ class Blender:
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
-        made = blend(self.ingredients, history, x.data, limits, retrieved, m)
-        known = np.asarray((retrieved >= 0).any(axis=1))
+        starts = np.stack([x.data, mine.newest_weights(len(self.norms)).data])
+        made = blend(self.ingredients, history, starts, limits, retrieved, m)
+        # Where texts say nothing there is nothing to retrieve by, but relations still know the history.
+        known = np.asarray((retrieved >= 0).any(axis=1) | (made.factors > 0).any(axis=1))
         nums = np.where(known[:, None], np.concatenate([made.item_nums, retrieved], axis=1), -1)
         scores = np.concatenate([made.scores, made.at], axis=1).astype(np.float64)
         nums = _without_repeats(nums)
@@ -105,7 +109,8 @@ class Blender:
             scores[user, at] += factor[user] * products * self._per_norm(item)
         best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, m)
         long = np.linalg.norm(raw, axis=1)
-        return Scored(x, profile, made.factors, factor / np.maximum(long, TINY), best, words)
+        vector_factor = factor / np.maximum(long, TINY)
+        return Scored(x, starts, profile, made.factors, vector_factor, best, words)
 
     def reasons(self, scored: Scored, lists: np.ndarray, n: int) -> Reasons:
         """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it.
@@ -118,7 +123,8 @@ class Blender:
         def terms(user: int, ranked: np.ndarray) -> np.ndarray:
             part = slice(x.indptr[user], x.indptr[user + 1])
             items = x.indices[part].astype(np.int64)
-            found = relation_terms(self.ingredients, items, x.data[part], scored.factors[user], ranked)
+            mine = scored.starts[:, part]
+            found = relation_terms(self.ingredients, items, mine, scored.factors[user], ranked)
             if scored.vector_factor[user]:
                 scale = scored.vector_factor[user] * self._per_norm(ranked)
                 found += vector_terms(V, items, profile.data[part], ranked) * scale
@@ -148,10 +154,12 @@ class Blender:
 @dataclass(frozen=True)
 class Scored:
     """A block of users scored. x, profile: (q, n_items) CSR of one pattern, what relations and vectors start
-    from; factors: (q, R) float64; vector_factor: (q,) float64 for the profile's unnormalised sum; best: the
+    from; starts: (2, nnz) float32, the data of x and what relations that start from the newest items do;
+    factors: (q, R) float64; vector_factor: (q,) float64 for the profile's unnormalised sum; best: the
     candidates; words: (q, d) float32 what users' texts added to that sum, or None."""
 
     x: sparse.csr_matrix
+    starts: np.ndarray
     profile: sparse.csr_matrix
     factors: np.ndarray
     vector_factor: np.ndarray

@@ -102,9 +102,9 @@ class FitWork:
             metrics: Metrics = {"users": len(held.users), "window_days": round(window, 3)}
             if len(held.users) < params.min_users:
                 return chosen, metrics
-            liked, text = held.known.matrix(), stack.matrices()["text"]
-            bent, _ = smoothed(V, liked, work.taste.smooth_weight)
-            found = {"text": text, **relations.from_behaviour(liked, bent, text, learning(work.taste))}
+            text = stack.matrices()["text"]
+            bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
+            found = {"text": text, **relations.from_behaviour(held.known, bent, text, learning(work.taste))}
             # What one of the two logs is too large for has no weight to fit, and keeps the one it has.
             nothing = sparse.csr_matrix(text.shape, dtype=np.float32)
             ordered = {name: found.get(name, nothing) for name in stack.names}

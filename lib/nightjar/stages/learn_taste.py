@@ -105,7 +105,7 @@ class TasteWork:
             vectors = self._vectors(bent, item_norms(likes, params))
             how = learning(params)
             text = relations.from_text(V, how)
-            found = {"text": text, **relations.from_behaviour(liked, bent, text, how)}
+            found = {"text": text, **relations.from_behaviour(likes, bent, text, how)}
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
                 for at, (name, relation) in enumerate(found.items())
