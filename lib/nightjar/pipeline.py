@@ -82,7 +82,7 @@ LEARN_TASTE = Stage(
     "ray",
     reads=(ITEM_TEXT, ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, INTERACTIONS),
     writes=(ITEM_VECTORS, NEIGHBOURS, QUERY_VECTORS),
-    version=2,
+    version=3,
 )
 FIT_BLEND = Stage(
     "fit_blend",
@@ -90,6 +90,7 @@ FIT_BLEND = Stage(
     reads=(ITEM_EMBEDDINGS, INTERACTIONS, NEIGHBOURS),
     writes=(BLEND, ITEM_SIGNALS),
     also=("learn_taste", "retrieve"),  # how relations are learnt; whether seen items count
+    version=2,
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",
@@ -127,7 +128,7 @@ RANK = Stage(
     ),
     writes=(RECOMMENDATIONS,),
     also=("retrieve",),  # whether seen items are excluded
-    version=3,
+    version=4,
 )
 PUBLISH = Stage(
     "publish",

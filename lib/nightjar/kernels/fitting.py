@@ -15,12 +15,15 @@ from scipy import sparse
 from nightjar.kernels import fusion, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import FROM_NEWEST
-from nightjar.kernels.signals import F32, I64
+from nightjar.kernels.signals import F32, F64, I64
 
 K = 20
 """Length of the lists whose nDCG and recall are fitted."""
-RECENCY_DAYS = (7.0, 30.0, 120.0, 480.0)
-HISTORY_DAYS = (30.0, 120.0, 480.0, None)
+RECENCY_DAYS = (0.5, 2.0, 7.0, 30.0, 120.0, 480.0)
+HISTORY_DAYS = (2.0, 7.0, 30.0, 120.0, 480.0)
+SPANS = (1 / 500, 1.0)
+"""Half-lives that are tried, as shares of the days a log spans: much shorter ones forget nearly everything,
+longer ones nothing. News live by hours, and reviews of fourteen years do not."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,37 @@ def hold_back(likes: Likes, window_days: float, how: Fit) -> HeldBack:
     return HeldBack(known, users, truth[users], barred.tocsr())
 
 
+def half_lives(days: tuple[float, ...], span_days: float) -> tuple[float, ...]:
+    """Those of `days` that could tell something in a log of that many days."""
+    return tuple(one for one in days if SPANS[0] * span_days <= one <= SPANS[1] * span_days)
+
+
 def sources(
     known: Likes, users: I64, relations: Mapping[str, sparse.csr_matrix], V: F32, chosen: Chosen
 ) -> fusion.Sources:
     """What the scores of these users are made of: relations, then vectors, V being the items' directions."""
-    x, newest = known.histories(chosen.history_days)[users], known.recent()[users]
-    profile = fusion.Product(taste.unit_rows(known.weights(chosen.history_days)[users] @ V), V)
-    recent = known.counts(chosen.recency_days)
-    fresh = signals.freshness(recent, known.counts(None))
+    scores = by_history(known, users, relations, V, chosen.history_days)
+    return fusion.Sources(scores, *by_recency(known, chosen.recency_days))
+
+
+def by_history(
+    known: Likes,
+    users: I64,
+    relations: Mapping[str, sparse.csr_matrix],
+    V: F32,
+    history_days: float | None,
+) -> tuple[fusion.Source, ...]:
+    """What each source makes of these users' histories."""
+    x, newest = known.histories(history_days)[users], known.recent()[users]
+    profile = fusion.Product(taste.unit_rows(known.weights(history_days)[users] @ V), V)
     scores = (((newest if name in FROM_NEWEST else x) @ one).tocsr() for name, one in relations.items())
-    return fusion.Sources((*scores, profile), recent, fresh)
+    return (*scores, profile)
+
+
+def by_recency(known: Likes, recency_days: float) -> tuple[F64, F64]:
+    """Recent popularity and freshness of every item, (n_items,) each."""
+    recent = known.counts(recency_days)
+    return recent, signals.freshness(recent, known.counts(None))
 
 
 def fit(
@@ -101,15 +125,21 @@ def fit(
     Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
     """
     truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
+    span = float(held.known.first.max(initial=0.0) - held.known.last.min(initial=np.inf))
+    scored: dict[float | None, tuple[fusion.Source, ...]] = {}
 
     def pool(one: Chosen) -> fusion.Pool:
-        made = sources(held.known, held.users, relations, V, one)
+        if one.history_days not in scored:
+            scored.clear()
+            scored[one.history_days] = by_history(held.known, held.users, relations, V, one.history_days)
+        made = fusion.Sources(scored[one.history_days], *by_recency(held.known, one.recency_days))
         return fusion.make_pool(made, truth, held.barred, how.pool_depth)
 
-    chosen = start
-    by_recency = [start, *(replace(start, recency_days=d) for d in RECENCY_DAYS if d != start.recency_days)]
-    at, recipe = fusion.fit([pool(one) for one in by_recency], chosen.recipe, K, how.doubt)
-    chosen = replace(by_recency[at], recipe=recipe)
-    by_history = [chosen, *(replace(chosen, history_days=d) for d in HISTORY_DAYS if d != start.history_days)]
-    at, recipe = fusion.fit([pool(one) for one in by_history], recipe, K, how.doubt)
-    return replace(by_history[at], recipe=recipe)
+    recencies = [days for days in half_lives(RECENCY_DAYS, span) if days != start.recency_days]
+    tried = [start, *(replace(start, recency_days=days) for days in recencies)]
+    at, recipe = fusion.fit([pool(one) for one in tried], start.recipe, K, how.doubt)
+    chosen = replace(tried[at], recipe=recipe)
+    histories = [days for days in (*half_lives(HISTORY_DAYS, span), None) if days != start.history_days]
+    tried = [chosen, *(replace(chosen, history_days=days) for days in histories)]
+    at, recipe = fusion.fit([pool(one) for one in tried], recipe, K, how.doubt)
+    return replace(tried[at], recipe=recipe)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -110,20 +111,26 @@ def scores(sources: Sources, recipe: Recipe) -> F64:
 def lengths(relation: Source, fresh: F64) -> F64:
     """Euclidean length (q,) float64 of each row of relation ∘ fresh; 0 for an empty row."""
     if isinstance(relation, Product):
-        return _lengths(relation.toarray(), relation, fresh)
+        weighed = relation.toarray() * fresh.astype(np.float32)
+        inner: F64 = np.sqrt(np.einsum("ui,ui->u", weighed, weighed, dtype=np.float64))
+        return inner
     squares = (relation.data.astype(np.float64) * fresh[relation.indices]) ** 2
     sums = np.concatenate([[0.0], np.cumsum(squares)])
     found: F64 = np.sqrt(np.maximum(sums[relation.indptr[1:]] - sums[relation.indptr[:-1]], 0.0))
     return found
 
 
-def _lengths(dense: NDArray[np.float32], relation: Source, fresh: F64) -> F64:
-    """`lengths` of a relation whose scores stand in `dense` already."""
+def _lengths(dense: NDArray[np.float32], relation: Source, freshness: F64) -> F64:
+    """`lengths` of a relation under every exponent, (EXPONENTS, q) float64, in one product; its scores stand
+    in `dense` already."""
+    squares = np.stack([freshness ** (2 * power) for power in EXPONENTS], axis=1)
     if isinstance(relation, Product):
-        weighed = dense * fresh.astype(np.float32)
-        found: F64 = np.sqrt(np.einsum("ui,ui->u", weighed, weighed, dtype=np.float64))
-        return found
-    return lengths(relation, fresh)
+        # float32 rounds a length by 1e-5 at most, and only weights are fitted by these.
+        found = (dense * dense) @ squares.astype(np.float32)
+    else:
+        found = relation.astype(np.float64).power(2) @ squares
+    made: F64 = np.sqrt(np.maximum(found, 0.0)).T.astype(np.float64)
+    return made
 
 
 def reciprocal_rank(orders: Sequence[I64], weights: Sequence[float], n_items: int) -> F64:
@@ -184,10 +191,10 @@ def _pool_block(sources: Sources, truth: Csr, excluded: sparse.csr_matrix, depth
     share = sources.popularity / max(float(np.linalg.norm(sources.popularity)), TINY)
     chosen = np.zeros((q, n_items), bool)
     rows = np.arange(q)[:, None]
-    everyone = np.broadcast_to(share.astype(np.float32), (q, n_items))
-    for values in (*dense, *(one * sources.freshness.astype(np.float32) for one in dense), everyone):
-        allowed = np.where(barred | (values <= 0), -np.inf, values).astype(np.float32)
-        chosen[rows, np.argpartition(-allowed, min(depth, n_items) - 1, axis=1)[:, :depth]] = True
+    for relation, values in zip(sources.relations, dense, strict=True):
+        for weighed in (np.ones(n_items, np.float32), sources.freshness.astype(np.float32)):
+            _choose(chosen, relation, values, weighed, barred, depth)
+    _choose_dense(chosen, np.broadcast_to(share.astype(np.float32), (q, n_items)), barred, depth)
     chosen &= ~barred
     counts = chosen.sum(axis=1)
     user, item = np.nonzero(chosen)
@@ -200,7 +207,7 @@ def _pool_block(sources: Sources, truth: Csr, excluded: sparse.csr_matrix, depth
         item_nums,
         tuple(one[rows, at].astype(np.float32) for one in dense),
         tuple(
-            np.stack([_lengths(one, relation, sources.freshness**power) for power in EXPONENTS])
+            _lengths(one, relation, sources.freshness)
             for one, relation in zip(dense, sources.relations, strict=True)
         ),
         share[at].astype(np.float32),
@@ -208,6 +215,35 @@ def _pool_block(sources: Sources, truth: Csr, excluded: sparse.csr_matrix, depth
         relevant[rows, at] & (item_nums >= 0),
         np.diff(truth[0]).astype(np.int64),
     )
+
+
+def _choose(
+    chosen: NDArray[np.bool_],
+    relation: Source,
+    dense: NDArray[np.float32],
+    weighed: NDArray[np.float32],
+    barred: NDArray[np.bool_],
+    depth: int,
+) -> None:
+    """Marks the best `depth` allowed items of each row of relation ∘ weighed. Of a sparse row only what
+    stands in it is looked at: a fifth of the time where a row fills a fifth of the catalogue."""
+    if isinstance(relation, Product):
+        _choose_dense(chosen, dense * weighed, barred, depth)
+        return
+    values = relation.data * weighed[relation.indices]
+    values[barred[entry_rows(relation.indptr.astype(np.int64)), relation.indices]] = 0
+    for row, (start, stop) in enumerate(pairwise(relation.indptr.tolist())):
+        mine = values[start:stop]
+        best = np.argpartition(-mine, depth - 1)[:depth] if len(mine) > depth else np.arange(len(mine))
+        chosen[row, relation.indices[start:stop][best[mine[best] > 0]]] = True
+
+
+def _choose_dense(
+    chosen: NDArray[np.bool_], values: NDArray[np.float32], barred: NDArray[np.bool_], depth: int
+) -> None:
+    allowed = np.where(barred | (values <= 0), -np.inf, values).astype(np.float32)
+    best = np.argpartition(-allowed, min(depth, values.shape[1]) - 1, axis=1)[:, :depth]
+    chosen[np.arange(len(values))[:, None], best] = True
 
 
 def _widened(pool: Pool, width: int) -> Pool:
