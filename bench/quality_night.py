@@ -34,7 +34,9 @@ from nightjar.tables import (
     ITEM_TEXT,
     ITEMS,
     POPULARITY,
+    QUERY_EMBEDDINGS,
     RECOMMENDATIONS,
+    USER_TEXTS,
     USERS,
     WEIGHT_ONE,
     Table,
@@ -106,6 +108,8 @@ def night_of(log: Log, t0: float, available: Mask, embeddings: F32, config: Nigh
     commit(night, ITEM_TEXT, [pa.table(named)])
     vectors = {"item_id": ids, "text_hash": ids, "embedding": vector_column(embeddings)}
     commit(night, ITEM_EMBEDDINGS, [pa.table(vectors)], dim=embeddings.shape[1])
+    for nobody_wrote, dim in ((QUERY_EMBEDDINGS, embeddings.shape[1]), (USER_TEXTS, None)):
+        commit(night, nobody_wrote, [nobody_wrote.arrow_schema(dim).empty_table()], dim=dim)
     pairs = Pairs.of(known, t0)
     commit(night, INTERACTIONS, [pairs.interactions(night)])
     commit(night, USERS, [pairs.users(night)])
