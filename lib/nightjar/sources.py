@@ -9,7 +9,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -21,6 +22,9 @@ from nightjar.store import locate
 
 _MAGIC = "*?["
 _UNSEEN = (".", "_")
+_MARK = "YYYYMMDD"
+LISTED_ONE_BY_ONE = 62
+"""Dates up to which a listing for each is made; with more the folder above them is listed once."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,11 @@ def raw_files(files: Files, ds: date, days: int, where: str) -> tuple[RawFile, .
     """
     found: dict[str, RawFile] = {}
     for pattern in files.path:
-        dated = "{ds}" in pattern
-        patterns = (
-            [pattern.replace("{ds}", str(ds - timedelta(days=back))) for back in range(days)]
-            if dated
-            else [pattern]
-        )
         # All dates share one fixed part, so that a file's name says which date it is of.
         fixed = _fixed_part(locate(pattern.replace("{ds}", "*"))[1])
-        matches = [raw for one in patterns for raw in _glob(one, where, fixed)]
+        dated = "{ds}" in pattern
+        dates = [str(ds - timedelta(days=back)) for back in range(days)]
+        matches = _of_dates(pattern, dates, where, fixed) if dated else _glob(pattern, where, fixed)
         if not matches:
             upto = f" for the {days} days up to {ds}" if dated else ""
             raise InputError(f"{where}: no file matches {pattern}{upto}; check the path in the configuration")
@@ -63,6 +63,28 @@ def fingerprint(files: Iterable[RawFile]) -> str:
     for raw in files:
         digest.update(f"{raw.name}\0{raw.bytes}\0{raw.modified_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _of_dates(pattern: str, dates: Sequence[str], where: str, fixed: str) -> list[RawFile]:
+    """The files of each date. Many dates are found in one listing: ten years would be 3,650 requests."""
+    if len(dates) <= LISTED_ONE_BY_ONE:
+        return [raw for one in dates for raw in _glob(pattern.replace("{ds}", one), where, fixed)]
+    wanted, listed = set(dates), _glob(pattern.replace("{ds}", "*"), where, fixed)
+    names = locate(pattern.replace("{ds}", _MARK))[1].rstrip("/").split("/")
+    # Each component that names the date must name the same one, and the rest of it must match as a glob does.
+    shapes = [
+        (at, re.compile(fnmatch.translate(name).replace(_MARK, r"(\d{4}-\d\d-\d\d)")))
+        for at, name in enumerate(names)
+        if _MARK in name
+    ]
+
+    def of_date(raw: RawFile) -> bool:
+        components = locate(raw.path)[1].split("/")
+        matched = [shape.match(components[at]) for at, shape in shapes]
+        found = {date for match in matched if match for date in match.groups()}
+        return all(matched) and len(found) == 1 and found <= wanted
+
+    return [raw for raw in listed if of_date(raw)]
 
 
 def _glob(pattern: str, where: str, fixed: str) -> list[RawFile]:

@@ -104,6 +104,29 @@ def test_dates_are_expanded_backwards(tmp_path: Path) -> None:
     assert paths(tmp_path, found(tmp_path / "dt={ds}", days=2)) != []
 
 
+@pytest.mark.parametrize(
+    "pattern", ["dt={ds}/*.csv", "{ds}.csv", "*/{ds}", "d?={ds}/{ds}-[ab].csv", "dt={ds}", "x/{ds}/{ds}/*"]
+)
+def test_many_dates_are_found_in_one_listing(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = ("2025-03-01", "2025-02-28", "2024-12-25", "2024-12-24", "2025-03-02", "2025-3-1")
+    for day in days:
+        touch(
+            tmp_path,
+            f"dt={day}/a.csv",
+            f"dt={day}/b.txt",
+            f"{day}.csv",
+            f"x/{day}/{day}/c",
+            f"dt={day}x/a.csv",
+        )
+        touch(tmp_path, f"dt={day}/{day}-a.csv", f"dt={day}/2025-03-01-b.csv", f"y/{day}")
+    once = found(tmp_path / pattern, days=67)
+    assert {day for day in days if any(day in one.path for one in once)} >= {"2025-03-01", "2025-02-28"}
+    monkeypatch.setattr("nightjar.sources.LISTED_ONE_BY_ONE", 100)
+    assert found(tmp_path / pattern, days=67) == once
+
+
 def test_the_same_file_name_on_two_dates_is_told_apart(tmp_path: Path) -> None:
     """Yesterday's a.csv and today's are two inputs: swapping their contents is a change."""
     touch(tmp_path, "dt=2025-03-01/a.csv", "dt=2025-02-28/a.csv")
