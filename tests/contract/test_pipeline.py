@@ -57,6 +57,11 @@ def test_raw_inputs_can_be_resolved(stage: Stage) -> None:
             assert source.name in _RESOLVE
 
 
+def test_the_readme_lists_the_night() -> None:
+    listed = re.findall(r"^(\w+) +(spark|ray|local)  .* -> .*$", (ROOT / "README.md").read_text(), re.M)
+    assert listed == [(stage.name, stage.engine) for stage in NIGHT]
+
+
 def test_there_is_one_job_for_each_stage() -> None:
     assert sorted(path.stem for path in (ROOT / "jobs").glob("*.py")) == sorted(NAMES)
 
