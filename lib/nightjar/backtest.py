@@ -6,79 +6,107 @@ popularity, vectors and availability are all as of t0: an event of the test days
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from typing import Any
+
+import pyarrow as pa
 
 from nightjar.config import NightConfig
 from nightjar.errors import ConfigError
-from nightjar.inspect import table_text
 from nightjar.night import function_of, run_declared
 from nightjar.pipeline import CLEAN_EVENTS, EVALUATE, NIGHT, PUBLISH
 from nightjar.sources import RawFile
 from nightjar.stage import Night, run_stage
-from nightjar.store import BACKTEST, Committed
-from nightjar.tables import EVENTS, METRICS
+from nightjar.stages.about_lists import catalogue_of
+from nightjar.stages.user_means import Figure, Measured, figures
+from nightjar.store import BACKTEST, Committed, Manifest, Store
+from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USER_METRICS
 
-SHOWN = ("Recall", "nDCG", "HitRate", "MRR")
+
+@dataclass(frozen=True)
+class Tested:
+    """One window. night: the night as of t0, its stages committed; truth: the events of the days after it."""
+
+    night: Night
+    truth: tuple[RawFile, ...]
+    manifest: Manifest
+    figures: list[Figure]
+    user_metrics: Committed
+
+    @property
+    def measured(self) -> Measured:
+        """Its per-user rows, to be pooled with those of other windows or compared with a variant's."""
+        return measured_of([self.user_metrics.read()], [self])
 
 
-def backtest(night: Night) -> str:
-    """Runs every window and returns the table of means as text; the rest stands in the committed metrics."""
+def backtest(night: Night) -> list[Tested]:
+    """Runs every window, the newest first; everything measured is committed under <root>/backtest."""
     params = night.config.evaluate
     if max(params.ks) > night.config.rank.k:
         raise ConfigError(
             f"evaluate.ks goes to {max(params.ks)}, rank.k publishes {night.config.rank.k}; raise rank.k"
         )
-    texts = []
-    for window in range(params.windows):
-        end = night.ds - timedelta(days=params.test_days * window)
-        texts.append(_text(_window(night, end)))
-    return "\n\n".join(texts)
+    return [_window(night, night.ds - timedelta(days=params.test_days * at)) for at in range(params.windows)]
 
 
-def _window(night: Night, end: date) -> Committed:
+def pooled(windows: list[Tested]) -> list[Figure]:
+    """The figures over all windows; a user who stands in several is drawn with all of them."""
+    tables = [window.user_metrics.read() for window in windows]
+    return figures(measured_of(tables, windows), windows[0].night.config.evaluate)
+
+
+def measured_of(tables: list[pa.Table], windows: list[Tested]) -> Measured:
+    """Rows of user_metrics, one table a window, with what is known of each window's catalogue."""
+    described = windows[0].manifest.metrics
+    catalogues = tuple(
+        catalogue_of(
+            window.night.dataset(ITEMS).require("build_items").read(["available"]),
+            window.night.dataset(INTERACTIONS).require("weigh_events"),
+        )
+        for window in windows
+    )
+    return Measured(tuple(tables), catalogues, described["accuracy"], described["about_list"])
+
+
+def _window(night: Night, end: date) -> Tested:
     """One t0: truth from a cleaning as of `end`, lists from a night as of test_days before it."""
-    config = _as_of(night)
+    config = as_of(night.config)
     truth_night = replace(night, config=config, ds=end, lender=night.store)
     run_declared(CLEAN_EVENTS, function_of(CLEAN_EVENTS), truth_night)
     truth = truth_night.dataset(EVENTS).require(CLEAN_EVENTS.name)
     t0_night = replace(truth_night, ds=end - timedelta(days=night.config.evaluate.test_days))
+    before: tuple[RawFile, ...] = ()
+    if config.evaluate.night_before:
+        eve = replace(t0_night, ds=t0_night.ds - timedelta(days=1))
+        _night_of(eve)
+        before = raw_files_of(eve.dataset(RECOMMENDATIONS).require("rank"))
+    _night_of(t0_night)
+    return judged(t0_night, raw_files_of(truth), before)
+
+
+def _night_of(night: Night) -> None:
     for stage in NIGHT:
         if stage is not PUBLISH:
-            run_declared(stage, function_of(stage), t0_night)
-    files = tuple(RawFile(path, truth.manifest.fingerprint, 0, 0) for path in truth.paths())
-    run_stage(EVALUATE, function_of(EVALUATE), t0_night, {"truth": {"events": files}})
-    return t0_night.dataset(METRICS).require(EVALUATE.name)
+            run_declared(stage, function_of(stage), night)
 
 
-def _as_of(night: Night) -> NightConfig:
+def judged(night: Night, truth: tuple[RawFile, ...], before: tuple[RawFile, ...] = ()) -> Tested:
+    """Holds the lists of a night that is committed against the events of the days after it."""
+    raw = {"truth": {"events": truth}, "night_before": {"recommendations": before} if before else {}}
+    run_stage(EVALUATE, function_of(EVALUATE), night, raw)
+    metrics = night.dataset(METRICS).require(EVALUATE.name)
+    rows = [Figure(**row) for row in metrics.read().to_pylist()]
+    users = night.dataset(USER_METRICS).require(EVALUATE.name)
+    return Tested(night, truth, metrics.manifest, rows, users)
+
+
+def raw_files_of(committed: Committed) -> tuple[RawFile, ...]:
+    """A committed table as external input of `evaluate`, named by its fingerprint."""
+    return tuple(RawFile(path, committed.manifest.fingerprint, 0, 0) for path in committed.paths())
+
+
+def as_of(config: NightConfig) -> NightConfig:
     """The same night under a root of its own; logs that come day by day are cleaned as one window."""
-    cleaning = night.config.clean_events.model_copy(update={"history": "snapshot"})
-    root = night.store.below(BACKTEST).root
-    return night.config.model_copy(update={"root": root, "clean_events": cleaning})
-
-
-def _text(metrics: Committed) -> str:
-    """The means as a table, a line a metric: ours, the baselines, and the paired difference to `popular`."""
-    params = metrics.manifest.params["evaluate"]
-    found = {(row["slice"], row["name"]): row for row in metrics.read().to_pylist()}
-    users = {slice_: int(row["value"]) for (slice_, name), row in found.items() if name == "users"}
-    lines = []
-    for slice_ in ("all", "warm"):
-        names = [f"{name}@{k}" for name in SHOWN for k in params["ks"]] if slice_ in users else []
-        lines += [(slice_, name, *_cells(found, slice_, name)) for name in names]
-    columns = ("users", "metric", "nightjar", "popular", "random", "nightjar - popular")
-    counted = ", ".join(f"{count:,} {name}" for name, count in users.items())
-    days = params["test_days"]
-    head = f"lists as of {metrics.manifest.ds}, held against the {days} days after: {counted} users"
-    coverage = [f"{name} {row['value']:.3f}" for (_, name), row in found.items() if "Coverage@" in name]
-    return "\n".join([head, table_text(columns, lines), ", ".join(coverage)])
-
-
-def _cells(found: dict[tuple[str, str], dict[str, Any]], slice_: str, name: str) -> Iterator[str]:
-    for method in ("nightjar", "popular", "random", "nightjar-popular"):
-        row = found[slice_, f"{method}.{name}"]
-        mean = f"{row['value']:+.4f}" if "-" in method else f"{row['value']:.4f}"
-        yield mean if method == "random" else f"{mean} [{row['low']:.4f}, {row['high']:.4f}]"
+    cleaning = config.clean_events.model_copy(update={"history": "snapshot"})
+    root = Store(config.root).below(BACKTEST).root
+    return config.model_copy(update={"root": root, "clean_events": cleaning})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from nightjar import __version__, inspect
@@ -48,7 +49,18 @@ def _parser() -> argparse.ArgumentParser:
         reads = ", ".join(_name(source) for source in stage.reads)
         writes = ", ".join(table.name for table in stage.writes)
         _add(commands, stage.name, _stage_command(stage), f"{stage.engine}: {reads} -> {writes}")
-    _add(commands, "backtest", _backtest, "lists as of an earlier date against what happened then")
+    test = _add(commands, "backtest", _backtest, "lists as of an earlier date against what happened then")
+    test.add_argument("--json", metavar="FILE", help="everything measured, for machines")
+    test.add_argument(
+        "--ablate", action="store_true", help="also what each scene, kind of event and signal adds"
+    )
+    test.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="A.B=V,W",
+        help="also with a setting changed; repeatable",
+    )
     show = _add(commands, "show", _show, "a user's history and list, readable")
     show.add_argument("user", metavar="USER")
     where = _add(commands, "trace", _trace, "which tables and nights still hold rows of a user")
@@ -121,10 +133,22 @@ def _stage_command(stage: Stage) -> Command:
 
 
 def _backtest(options: argparse.Namespace) -> None:
-    from nightjar.backtest import backtest  # loads Spark
+    from nightjar import backtest_report, variants  # NumPy and SciPy, which most commands do without
+    from nightjar.backtest import backtest
 
     night = _night(options)
-    print(backtest(night))
+    changes = [change for text in options.vary for change in variants.varied(night.config, text)]
+    windows = backtest(night)
+    print(backtest_report.text(windows))
+    found: dict[str, list[Any]] = {}
+    if options.ablate:
+        found["without"] = variants.compare(windows, variants.ablations(windows[0].night))
+        print(backtest_report.ablation_text(found["without"], windows))
+    if changes:
+        found["varied"] = variants.compare(windows, changes)
+        print(backtest_report.variation_text(found["varied"], windows))
+    if options.json:
+        Path(options.json).write_text(backtest_report.as_json(windows, found), encoding="utf-8")
 
 
 def _show(options: argparse.Namespace) -> None:

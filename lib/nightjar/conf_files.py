@@ -58,6 +58,20 @@ def load_config(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> N
         raise ConfigError(f"{where}: an anchor (&name) holds itself; write it out") from None
 
 
+def changed(config: NightConfig, settings: Mapping[tuple[str, ...], Any]) -> NightConfig:
+    """A configuration with some keys, given by their path, set otherwise; or a ConfigError."""
+    merged = config.model_dump()
+    for path, value in settings.items():
+        nested: Any = value
+        for name in reversed(path):
+            nested = {name: nested}
+        merged = _merge(merged, nested)
+    try:
+        return NightConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
 def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path} extends itself; remove one `extends`")

@@ -506,8 +506,19 @@ class Evaluate(Section):
 
     test_days: Positive = 7
     windows: Positive = Field(1, description="how many t0, test_days apart, the last one ending with ds")
-    popular_days: Positive = Field(30, description="days that the baseline `popular` counts users over")
     ks: tuple[Positive, ...] = (10, 20)
+    baselines: tuple[Literal["popular", "item_knn", "ease", "text_mean", "random"], ...] = Field(
+        ("popular", "item_knn", "ease", "text_mean", "random"),
+        description="single methods ranked beside the lists; ease where the night has learnt it",
+    )
+    popular_days: Positive = Field(30, description="days that the baseline `popular` counts users over")
+    activity: tuple[Positive, ...] = Field(
+        (5, 20), description="where segments of users by items in their history begin, after 1"
+    )
+    category_separator: str | None = Field(None, min_length=1, description="splits a category into several")
+    night_before: bool = Field(
+        False, description="run the night before t0 as well, to see how much lists change (RBO, Jaccard)"
+    )
     n_resamples: Positive = 1000
     seed: int = 0
     resources: Resources = resources()

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nightjar import inspect
+from nightjar import backtest_report, inspect
 from nightjar.backtest import backtest
 from nightjar.conf_files import load_config
 from nightjar.errors import ContractError
@@ -48,10 +48,10 @@ def _demo(spec: GenerateSpec, with_backtest: bool) -> None:
     config = load_config([CONFIG])
     night = Night(config, logical_date(None, config), report)
     results = run_night(night)
-    tested = backtest(night) if with_backtest else ""
+    tested = backtest_report.text(backtest(night)) if with_backtest else ""
     print(_summary(night, results, facts))
     if tested:
-        print(f"\nBACK-TEST against most popular (windowed) and random\n{tested}")
+        print(f"\nBACK-TEST\n{tested}")
     print(_people(night))
     print(f"\noutput      {night.store.path(RECOMMENDATIONS.name)}  (files: nightjar ls recommendations)")
     print(f"a user      nightjar show {_users_shown(night)[0]}")

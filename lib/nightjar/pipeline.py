@@ -141,9 +141,20 @@ PUBLISH = Stage(
 EVALUATE = Stage(
     "evaluate",
     "spark",
-    reads=(RECOMMENDATIONS, USERS, ITEMS, INTERACTIONS, Raw("truth")),
+    reads=(
+        RECOMMENDATIONS,
+        USERS,
+        ITEMS,
+        INTERACTIONS,
+        NEIGHBOURS,
+        ITEM_EMBEDDINGS,
+        Window(EVENTS),
+        Raw("truth"),
+        Raw("night_before"),
+    ),
     writes=(TRUTH, USER_METRICS, METRICS),
     also=("clean_events", "weigh_events", "retrieve"),  # what counts as liked, and whether seen items count
+    version=2,
 )
 """Not part of a night: `nightjar backtest` runs it on the lists of an earlier date."""
 

@@ -277,6 +277,16 @@ class Dataset:
         data = self.store.get(name)
         return None if data is None else Committed(self, Manifest.from_json(data, self.store.path(name)))
 
+    def adopt(self, other: Committed) -> Committed:
+        """Commits here what another root has committed: its files linked where that can be, else copied."""
+        mine = self.committed()
+        if mine is not None and mine.manifest.fingerprint == other.manifest.fingerprint:
+            return mine
+        attempt = self.attempt(other.manifest.fingerprint)
+        for entry in other.manifest.files:
+            _bring(other, entry, self.store, f"{attempt.folder}/{entry.name}")
+        return attempt.commit(other.manifest)
+
     def attempt(self, fingerprint: str, dim: int | None = None) -> Attempt:
         """A place to write parts for a fingerprint, visible to no reader until it is committed."""
         return Attempt(self, fingerprint, dim)
@@ -431,6 +441,27 @@ class Attempt:
 
     def _scratch(self) -> str | None:
         return self.dataset.store.scratch(self.folder)
+
+
+def _bring(other: Committed, entry: FileEntry, store: Store, name: str) -> None:
+    """A file of another root under `name`: a second link to it on one file system, a copy elsewhere.
+
+    What is committed is never rewritten in place, only replaced, so a shared file stays what it was.
+    """
+    if store.size(name) == entry.bytes:
+        return
+    if store.is_local and other.dataset.store.is_local:
+        target = Path(store.path(name))
+        with store.doing("written", name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(other.path(entry), target)
+            return
+    with tempfile.NamedTemporaryFile() as aside, other.dataset.store.open(other.name_of(entry)) as source:
+        shutil.copyfileobj(source, aside, 1 << 22)
+        aside.flush()
+        store.put_file(Path(aside.name), name)
 
 
 def _part_name(part: int) -> str:

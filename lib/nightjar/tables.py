@@ -530,7 +530,8 @@ RECOMMENDATIONS = Table(
 )
 TRUTH = Table(
     "truth",
-    _schema(("user_id", TEXT), ("item_num", LONG)),
+    # new_scene: chosen only in scenes in which the user, known from others, had never been seen before t0
+    _schema(("user_id", TEXT), ("item_num", LONG), ("new_scene", pa.bool_())),
     key=("user_id", "item_num"),
     checks=(at_least("item_num", 0),),
     made_by="evaluate",
@@ -538,7 +539,29 @@ TRUTH = Table(
 GROUPS = ("warm", "cold", "unknown")
 """Users with a history before t0; known without one; not known before t0, so without a list."""
 
+TARGETS = ("all", "cold_items", "new_scene", "warm_items")
+"""Which part of a user's truth a row is measured on: items with an interaction before t0 are warm."""
+
 USER_METRICS = Table(
+    "user_metrics",
+    # accuracy and about_list are in the order of the names in the manifest's metrics; about_list and
+    # item_nums (the list itself) stand in the row of all truth alone.
+    _schema(
+        ("user_id", TEXT),
+        ("method", TEXT),
+        ("target", TEXT),
+        ("group", TEXT),
+        ("n_history", LONG),
+        ("n_truth", LONG),
+        ("accuracy", pa.list_(pa.float64())),
+        ("about_list", pa.list_(pa.float64())),  # NaN where it has no value, such as diversity of one item
+        ("item_nums", pa.list_(LONG)),
+    ),
+    key=("user_id", "method", "target"),
+    checks=(one_of("group", GROUPS), one_of("target", TARGETS)),
+    made_by="evaluate",
+)
+METRICS = Table(
     "user_metrics",
     _schema(
         ("user_id", TEXT),
