@@ -131,6 +131,9 @@ def _tables(figures: Sequence[Figure], k: int) -> Iterator[str]:
     yield _cells(found, methods, k)
     if ("users", "known users") in found:
         yield _known(found, k)
+    if ("ratings", "ratings") in found:
+        yield "\nratings predicted: MAE and RMSE, and RMSE of nightjar minus each, the same ratings"
+        yield _ratings(found)
 
 
 def _by_key(figures: Iterable[Figure]) -> Found:
@@ -198,6 +201,20 @@ def _known(found: Found, k: int) -> str:
     names = ("CatalogueCoverage", "ColdItemShare", "Gini", "UserCoverage", "Fill")
     cells = [f"{name} {_plain(found.get((f'{OURS}.{name}@{k}', 'known users')))}" for name in names]
     return f"\nlists of all {int(found['users', 'known users'].value):,} known users: {', '.join(cells)}"
+
+
+def _ratings(found: Found) -> str:
+    rows = []
+    methods = [
+        name.removesuffix(".MAE") for name, slice_ in found if name.endswith(".MAE") and slice_ == "ratings"
+    ]
+    for slice_ in sorted({slice_ for name, slice_ in found if name == "ratings"}):
+        for method in (name for name in methods if not name.startswith(f"{OURS}-")):
+            cells = [_interval(found.get((f"{method}.{metric}", slice_))) for metric in ("MAE", "RMSE")]
+            number = f"{int(found['ratings', slice_].value):,}"
+            lift = _signed(found, f"{OURS}-{method}.RMSE", slice_)
+            rows.append((slice_.removeprefix("ratings: "), number, method, *cells, lift))
+    return table_text(("of", "ratings", "method", "MAE", "RMSE", "nightjar minus it"), rows)
 
 
 def _interval(figure: Figure | None) -> str:

@@ -118,6 +118,7 @@ class EventType(Section):
     value_weight: str | None = Field(
         None, description="SQL over `value` giving a factor, e.g. `least(value, 10)`; may be negative"
     )
+    rating: bool = Field(False, description="`value` is a rating: a back-test also predicts it (MAE, RMSE)")
     item: bool = Field(
         True, description="false for events that name no item, such as a search without a click"
     )
@@ -516,6 +517,7 @@ class Evaluate(Section):
         (5, 20), description="where segments of users by items in their history begin, after 1"
     )
     category_separator: str | None = Field(None, min_length=1, description="splits a category into several")
+    als_rank: int = Field(16, ge=0, description="ratings: factors of Spark's ALS beside ours; 0: without")
     night_before: bool = Field(
         False, description="run the night before t0 as well, to see how much lists change (RBO, Jaccard)"
     )

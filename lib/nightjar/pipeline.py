@@ -21,11 +21,13 @@ from nightjar.tables import (
     METRICS,
     NEIGHBOURS,
     POPULARITY,
+    PREDICTED_RATINGS,
     QUARANTINE,
     QUERIES_QUARANTINE,
     QUERY_EMBEDDINGS,
     QUERY_TEXT,
     QUERY_VECTORS,
+    RATINGS,
     RECOMMENDATIONS,
     TRUTH,
     USER_METRICS,
@@ -152,7 +154,7 @@ EVALUATE = Stage(
         Raw("truth"),
         Raw("night_before"),
     ),
-    writes=(TRUTH, USER_METRICS, METRICS),
+    writes=(TRUTH, USER_METRICS, RATINGS, PREDICTED_RATINGS, METRICS),
     also=("clean_events", "weigh_events", "retrieve"),  # what counts as liked, and whether seen items count
     version=2,
 )

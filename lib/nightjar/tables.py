@@ -574,6 +574,35 @@ METRICS = Table(
     checks=(one_of("group", GROUPS),),
     made_by="evaluate",
 )
+RATINGS = Table(
+    "ratings",
+    # The newest rating of each pair: those before t0, and those of the days after it (held). als: what
+    # Spark's ALS predicts for a held one whose user and item it knows.
+    _schema(
+        ("user_id", TEXT),
+        ("item_num", LONG),
+        ("value", pa.float64()),
+        ("rated_at", TIME),
+        ("held", pa.bool_()),
+        ("als", pa.float64(), True),
+    ),
+    key=("user_id", "item_num"),
+    checks=(finite("value"), at_least("item_num", 0)),
+    made_by="evaluate",
+)
+PREDICTED_RATINGS = Table(
+    "predicted_ratings",
+    _schema(
+        ("user_id", TEXT),
+        ("item_num", LONG),
+        ("value", pa.float64()),
+        ("known_user", pa.bool_()),  # with a rating before t0
+        ("known_item", pa.bool_()),
+        ("predicted", pa.list_(pa.float64())),  # in the order of the manifest's metrics.rating_methods
+    ),
+    key=("user_id", "item_num"),
+    made_by="evaluate",
+)
 METRICS = Table(
     "metrics",
     _schema(
@@ -615,6 +644,8 @@ TABLES: tuple[Table, ...] = (
     RECOMMENDATIONS,
     TRUTH,
     USER_METRICS,
+    RATINGS,
+    PREDICTED_RATINGS,
     METRICS,
 )
 

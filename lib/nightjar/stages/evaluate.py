@@ -7,6 +7,7 @@ of neither. Per-user values and the lists themselves are kept; means are made of
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 
 import numpy as np
@@ -21,6 +22,8 @@ from nightjar.kernels.metrics import accuracy
 from nightjar.stage import Metrics, Night
 from nightjar.stages.about_lists import catalogue_of, category_sets, names_of_about
 from nightjar.stages.evaluate_part import OURS, EvaluatePart, ItemSide, UserSide, read_attempt
+from nightjar.stages.rated_events import write_ratings
+from nightjar.stages.rating_figures import predicted, rating_figures
 from nightjar.stages.single_methods import SingleInputs, methods_of
 from nightjar.stages.user_means import Figure, Measured, figures, known_user_figures, metrics_table
 from nightjar.stages.weigh_events import event_weight
@@ -32,6 +35,8 @@ from nightjar.tables import (
     ITEMS,
     METRICS,
     NEIGHBOURS,
+    PREDICTED_RATINGS,
+    RATINGS,
     RECOMMENDATIONS,
     TRUTH,
     USER_METRICS,
@@ -64,7 +69,9 @@ def evaluate(night: Night, params: Evaluate, resources: Resources) -> Metrics:
         "seen": "left out of lists and truth" if night.config.retrieve.exclude_seen else "part of both",
         **counts,
     }
-    rows = _figures(night, task, entries, described, params)
+    rated, of_ratings = _ratings(session, night, params)
+    described |= rated
+    rows = [*_figures(night, task, entries, described, params), *of_ratings]
     night.wrote(METRICS, [night.write(METRICS).write_part(0, [metrics_table(rows)])])
     return described
 
@@ -85,6 +92,19 @@ def _figures(
     lists, ids = night.read(RECOMMENDATIONS), night.read(ITEMS).read(["item_id"])["item_id"]
     everyone = known_user_figures(lists, ids, catalogue, night.read(USERS).manifest.rows, params.ks)
     return [*figures(measured, params), *everyone]
+
+
+def _ratings(session: SparkSession, night: Night, params: Evaluate) -> tuple[Metrics, list[Figure]]:
+    """Predicts the ratings of the days after t0, where the log has any; writes both tables of ratings."""
+    entries = write_ratings(session, night, params)
+    night.wrote(RATINGS, entries)
+    rows = pa.concat_tables([read_attempt(night.write(RATINGS), entry) for entry in entries])
+    table, methods, settings = predicted(rows, night.read(NEIGHBOURS), night.read(ITEMS).manifest.rows)
+    night.wrote(PREDICTED_RATINGS, [night.write(PREDICTED_RATINGS).write_part(0, [table])])
+    if settings is None:
+        return {}, []
+    described = {"rating_methods": methods, "rating_settings": asdict(settings)}
+    return described, list(rating_figures(table, methods, params))
 
 
 def metric_names(params: Evaluate) -> list[str]:
