@@ -377,6 +377,16 @@ class FitBlend(Section):
 class AggregateUsers(Section):
     """Interactions and item vectors -> user vectors."""
 
+    interests: Positive = Field(
+        1, description="vectors of a user, at most: 1 sums the whole history; more cluster it by Ward"
+    )
+    interest_distance: Factor = Field(
+        1.0, description="clusters closer than it are one; two items of cosine c are sqrt(2 - 2c) apart"
+    )
+    interest_items: Positive = Field(50, description="items of a history that are clustered, the weightiest")
+    interest_vector: Literal["mean", "medoid"] = Field(
+        "mean", description="what stands for a cluster; medoids found less wherever it was measured"
+    )
     resources: Resources = resources()
 
 
