@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +128,13 @@ def test_counts_of_cleaning_agree_with_what_was_planted(ran: Ran) -> None:
 
 
 def test_the_lists_of_a_backtest_are_printed(ran: Ran) -> None:
-    said = ran.say("backtest")
-    assert "lists as of 2025-09-04, held against the 2 days after" in said
-    for word in ("Recall@5", "nDCG@10", "HitRate@10", "MRR@10", "nightjar", "popular", "random"):
+    file = ran.root.with_suffix(".backtest.json")
+    said = ran.say("backtest", "--json", str(file))
+    assert "LISTS AS OF 2025-09-04, HELD AGAINST 2025-09-05 TO 2025-09-06" in said
+    for word in ("nDCG@10", "HitRate@10", "MRR@10", "nightjar", "popular", "item_knn", "random", "new scene"):
         assert word in said
+    (window,) = json.loads(file.read_text())["windows"]
+    assert {"Recall@5", "nDCG@10"} <= {one["name"].removeprefix("nightjar.") for one in window["figures"]}
 
 
 def test_second_night_damage_and_the_way_back(ran: Ran) -> None:

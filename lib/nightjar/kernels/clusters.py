@@ -3,7 +3,8 @@
 PinnerSage (Pal et al. 2020, arXiv 2007.03634): a mean of everything a user likes may lie where nothing does,
 so a user gets several vectors. Clusters are merged bottom-up by Ward's criterion, the least growth of the
 squared distances to the mean, until `most` are left and no two closer than `distance`; a cluster counts as
-much as its items do, which the half-life has already faded. PinnerSage searches with medoids; means find more.
+much as its items do, which the half-life has already faded. PinnerSage searches with medoids; means find
+more.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def interests(profile: sparse.csr_matrix, V: NDArray[np.floating], how: Splittin
 
     profile: (q, n_items) CSR of weights; only those above 0 speak for an interest. V: (n_items, d) item
     vectors of any length above 0, an array or a memmap of which the rows of one user at a time are read. A
-    cluster's mean is the weighted one of its items' directions; its medoid the item nearest to that, of equals
+    cluster's mean is the weighted one of its items' directions; its medoid the item nearest to it, of equals
     the lower number. Equal importance goes by the lower number of the medoid.
     """
     if profile.shape[1] != len(V):
