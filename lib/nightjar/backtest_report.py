@@ -27,6 +27,7 @@ LISTS = (
     "RBO",
     "Jaccard",
 )
+WIDTH = 240
 SHORT = {"CatalogueCoverage": "coverage", "ColdItemShare": "cold share", "ILD(categories)": "ILD categories"}
 
 Found = dict[tuple[str, str], Figure]
@@ -75,7 +76,7 @@ def ablation_text(figures: Sequence[Figure], windows: Sequence[Tested]) -> str:
     users = int(found["users", "all"].value)
     head = f"\nWHAT EACH ADDS: with it minus without it, {users:,} users, the same ones"
     columns = ("without", f"nDCG@{k}", f"Recall@{k}", f"nDCG@{k} of cold items", "coverage without")
-    return f"{head}\n{table_text(columns, sorted(rows, key=lambda row: row[0]))}"
+    return f"{head}\n{_table(columns, sorted(rows, key=lambda row: row[0]))}"
 
 
 def variation_text(figures: Sequence[Figure], windows: Sequence[Tested]) -> str:
@@ -91,7 +92,7 @@ def variation_text(figures: Sequence[Figure], windows: Sequence[Tested]) -> str:
         rows.append((name, *accuracy, _signed(found, f"{OURS}-{name}.nDCG@{k}", "all"), cold, *lists))
     columns = (f"nDCG@{k}", f"Recall@{k}", f"{OURS} minus it, nDCG", "Recall of cold items")
     head = f"\nSETTINGS, {int(found['users', 'all'].value):,} users, the same ones"
-    return f"{head}\n{table_text(('setting', *columns, *(SHORT.get(one, one) for one in shown)), rows)}"
+    return f"{head}\n{_table(('setting', *columns, *(SHORT.get(one, one) for one in shown)), rows)}"
 
 
 def _window(window: Tested) -> str:
@@ -155,7 +156,7 @@ def _accuracy(found: Found, methods: list[str], slice_: str, k: int) -> str:
         (method, *(_interval(found.get((f"{method}.{name}@{k}", slice_))) for name in ACCURACY))
         for method in methods
     ]
-    return table_text(("method", *(f"{name}@{k}" for name in ACCURACY)), rows)
+    return _table(("method", *(f"{name}@{k}" for name in ACCURACY)), rows)
 
 
 def _differences(found: Found, others: list[str], k: int) -> str:
@@ -167,7 +168,7 @@ def _differences(found: Found, others: list[str], k: int) -> str:
             ]
             if any(cells):
                 rows.append((slice_, other, *cells))
-    return table_text(("users", "minus", f"nDCG@{k}", f"Recall@{k}", f"HitRate@{k}"), rows)
+    return _table(("users", "minus", f"nDCG@{k}", f"Recall@{k}", f"HitRate@{k}"), rows)
 
 
 def _lists(found: Found, methods: list[str], k: int) -> str:
@@ -176,7 +177,7 @@ def _lists(found: Found, methods: list[str], k: int) -> str:
         (method, *(_plain(found.get((_at(method, name, k), "all"))) for name in columns))
         for method in methods
     ]
-    return table_text(("method", *(SHORT.get(name, name) for name in columns)), rows)
+    return _table(("method", *(SHORT.get(name, name) for name in columns)), rows)
 
 
 def _at(method: str, name: str, k: int) -> str:
@@ -194,7 +195,7 @@ def _cells(found: Found, methods: list[str], k: int) -> str:
             cells = [_plain(found.get((f"{method}.nDCG@{k}", slice_))) for method in methods]
             recall = _interval(found.get((f"{OURS}.Recall@{k}", slice_)))
             rows.append((slice_, f"{int(found['users', slice_].value):,}", *cells, recall))
-    return table_text(("part", "users", *methods, f"Recall@{k}"), rows)
+    return _table(("part", "users", *methods, f"Recall@{k}"), rows)
 
 
 def _known(found: Found, k: int) -> str:
@@ -214,7 +215,7 @@ def _ratings(found: Found) -> str:
             number = f"{int(found['ratings', slice_].value):,}"
             lift = _signed(found, f"{OURS}-{method}.RMSE", slice_)
             rows.append((slice_.removeprefix("ratings: "), number, method, *cells, lift))
-    return table_text(("of", "ratings", "method", "MAE", "RMSE", "nightjar minus it"), rows)
+    return _table(("of", "ratings", "method", "MAE", "RMSE", "nightjar minus it"), rows)
 
 
 def _interval(figure: Figure | None) -> str:
@@ -236,3 +237,8 @@ def _plain(figure: Figure | None) -> str:
     if figure is None:
         return ""
     return f"{figure.value:.1f}" if figure.unit == "users" else f"{figure.value:.4f}"
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Figures side by side are compared, so rows are not folded where a terminal may be wide."""
+    return table_text(columns, rows, WIDTH)

@@ -483,7 +483,10 @@ class Rank(Section):
     mmr_lambda: Share = Field(
         1.0, description="1: relevance alone; less: diversity by maximal marginal relevance"
     )
-    max_per_category: Positive | None = None
+    max_per_category: Positive | None = Field(None, description="items of one category in a list")
+    cold_share: Share = Field(
+        0.0, description="share of a personal list kept for items that nobody has touched yet"
+    )
     resources: Resources = resources()
 
 

@@ -240,17 +240,17 @@ def _table(*columns: str, title: str | None = None) -> RichTable:
     return table
 
 
-def _text(table: RichTable) -> str:
+def _text(table: RichTable, width: int = 150) -> str:
     stream = io.StringIO()
     # In a notebook rich would show the table itself and leave the stream empty.
-    plain = Console(file=stream, width=150, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    plain = Console(file=stream, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False)
     plain.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
-def table_text(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Rows of text under column names, aligned."""
+def table_text(columns: tuple[str, ...], rows: list[tuple[str, ...]], width: int = 150) -> str:
+    """Rows of text under column names, aligned; words that do not fit into `width` go on below."""
     table = _table(*columns)
     for row in rows:
         table.add_row(*row)
-    return _text(table)
+    return _text(table, width)

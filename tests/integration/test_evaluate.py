@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +225,21 @@ def test_settings_stand_beside_each_other(ran: Ran) -> None:
     for wrong in ("evaluate.ks=3", "rank.k", "rank.kk=3", "rank.mmr_lambda=2"):
         with pytest.raises(ConfigError):
             varied(ran.night.config, wrong)
+
+
+def test_a_share_of_slots_is_kept_for_cold_items(ran: Ran) -> None:
+    settings = "rank.cold_share=0.2"
+    found = {(f.name, f.slice): f for f in compare([ran.tested], varied(ran.night.config, settings))}
+    before = found[f"nightjar.ColdItemShare@{K}", "all"].value
+    assert found[f"{settings}.ColdItemShare@{K}", "all"].value > before
+    (folder,) = (Path(ran.night.config.root) / "variants").glob("rank-cold-share*")
+    lists = Night(ran.night.config.model_copy(update={"root": str(folder)}), ran.night.ds)
+    rows = lists.dataset(RECOMMENDATIONS).require("rank").read().to_pylist()
+    served = {row["user_id"] for row in rows if row["item_id"] == COLD}
+    assert {_name(user) for user in range(36) if user % 6 == 0} <= served
+    for user in served:
+        scores = [row["score"] for row in rows if row["user_id"] == user]
+        assert scores == sorted(scores, reverse=True)
 
 
 def test_the_report_names_everything(ran: Ran) -> None:

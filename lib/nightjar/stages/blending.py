@@ -6,7 +6,7 @@ of the index; each then gets the score of all sources, so that a list does not d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -80,13 +80,20 @@ class Blender:
         return cls(ingredients, chosen, V, norms, _gram(V, fresh / norms))
 
     def best(
-        self, mine: Histories, limits: Limits, retrieved: np.ndarray, m: int, words: np.ndarray | None = None
+        self,
+        mine: Histories,
+        limits: Limits,
+        retrieved: np.ndarray,
+        m: int,
+        words: np.ndarray | None = None,
+        kept: int | None = None,
     ) -> Scored:
         """The best m of each user's candidates by the fused score; none for users of whom nothing is known.
 
         limits: all that the users must not get, what they have seen included; retrieved: (q, c) int64
-        candidates of the index within them, −1 padding at the end; words: (q, d) float32 sums of what users
-        wrote, faded like the history, which the vector source takes beside its items.
+        candidates of the index within them, −1 anywhere; words: (q, d) float32 sums of what users wrote, faded
+        like the history, which the vector source takes beside its items; kept: how many of all candidates are
+        returned where that is not m.
         """
         left = mine.fading(self.chosen.history_days)
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
@@ -107,10 +114,25 @@ class Blender:
             item = nums[user, at]
             products = score_pairs(U, self.vectors, user, item).astype(np.float64)
             scores[user, at] += factor[user] * products * self._per_norm(item)
-        best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, m)
+        best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, kept or m)
         long = np.linalg.norm(raw, axis=1)
         vector_factor = factor / np.maximum(long, TINY)
         return Scored(x, starts, profile, made.factors, vector_factor, best, words)
+
+    def best_of(self, among: np.ndarray, mine: Histories, limits: Limits, m: int) -> np.ndarray:
+        """The best m items of a part of the catalogue, (q, m) int64, −1 padding, by the relations alone.
+
+        among: (n_items,) bool. Popularity brings in nothing here.
+        """
+        x = mine.relation_weights(mine.fading(self.chosen.history_days), len(self.norms))
+        history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
+        part = replace(
+            self.ingredients,
+            available=np.ascontiguousarray(self.ingredients.available & among),
+            by_popularity=np.empty(0, np.int64),
+        )
+        nobody = np.full((len(mine), 0), -1, np.int64)
+        return blend(part, history, x.data, limits, nobody, m).item_nums
 
     def reasons(self, scored: Scored, lists: np.ndarray, n: int) -> Reasons:
         """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it.

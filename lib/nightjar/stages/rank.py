@@ -56,6 +56,7 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
     users, attempt = night.read(USERS), night.write(RECOMMENDATIONS)
     tables = (night.read(table) for table in (ITEMS, ITEM_VECTORS, NEIGHBOURS, BLEND, ITEM_SIGNALS))
     inputs = _Inputs(BlendInputs(*tables), night.read(POPULARITY))
+    cold = _untouched(night.read(ITEMS), night.read(INTERACTIONS)) if params.cold_share else None
     task = RankPart(
         users,
         night.read(CANDIDATES),
@@ -66,10 +67,19 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
         night.config.retrieve.exclude_seen,
         night.config.retrieve.k_prime,
         UserWords.of(night.read(USER_TEXTS), night.read(QUERY_VECTORS)),
+        cold,
     )
     entries = spark.map_parts(spark.session(night.config), task, attempt, len(users.parts))
     night.wrote(RECOMMENDATIONS, entries)
     return {"users": users.manifest.rows, "rows": sum(entry.rows for entry in entries), "k": params.k}
+
+
+def _untouched(items: Committed, interactions: Committed) -> np.ndarray:
+    """Items without an interaction so far, (n_items,) bool, read part by part."""
+    cold = np.ones(items.manifest.rows, bool)
+    for entry in interactions.parts:
+        cold[interactions.read_part(entry, ["item_num"])["item_num"].to_numpy()] = False
+    return cold
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,7 @@ class RankPart:
     exclude_seen: bool
     depth: int
     words: UserWords | None
+    cold: np.ndarray | None
 
     def __call__(self, bucket: int) -> FileEntry:
         return self.attempt.write_part(bucket, self._tables(bucket))
@@ -165,8 +176,14 @@ class RankPart:
             mine = histories.aligned(user_ids)
             bars = limits.take(np.arange(start, start + len(block))).with_seen(self._seen(mine))
             retrieved = _padded(candidates, block["user_id"].combine_chunks())
+            depth = kept = max(self.depth, self.params.k)
+            if self.cold is not None:
+                new = catalogue.blender.best_of(self.cold, mine, bars, self.params.k)
+                known = np.asarray((retrieved >= 0).any(axis=1))[:, None]
+                retrieved = np.concatenate([retrieved, np.where(known, new, -1)], axis=1)
+                kept += retrieved.shape[1]  # so that no cold candidate is cut off by warmer ones
             sums = words.sums(mine, catalogue.blender.chosen.history_days) if words else None
-            scored = catalogue.blender.best(mine, bars, retrieved, max(self.depth, self.params.k), sums)
+            scored = catalogue.blender.best(mine, bars, retrieved, depth, sums, kept)
             lists, scores = self._ordered(scored.best, catalogue)
             reasons = catalogue.blender.reasons(scored, lists, self.params.n_reasons)
             segments = block["segment"].to_pylist()
@@ -181,10 +198,10 @@ class RankPart:
     def _ordered(self, best: TopK, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
         """Lists (q, k) and their scores, diversified when asked for."""
         params = self.params
-        if params.mmr_lambda == 1.0 and params.max_per_category is None:
+        if params.mmr_lambda == 1.0 and params.max_per_category is None and self.cold is None:
             return _cut(best.item_nums, params.k, -1), _cut(best.scores, params.k, -np.inf)
-        how = Diversity(params.mmr_lambda, params.max_per_category)
-        traits = ItemTraits(catalogue.blender.vectors, catalogue.category)
+        how = Diversity(params.mmr_lambda, params.max_per_category, params.cold_share)
+        traits = ItemTraits(catalogue.blender.vectors, catalogue.category, self.cold)
         order = rerank(best.item_nums, best.scores, traits, params.k, how)
         at = np.maximum(order, 0)
         rows = np.arange(len(at))[:, None]
@@ -236,10 +253,12 @@ def _cut(values: np.ndarray, k: int, blank: float) -> np.ndarray:
 def _scores(personal: np.ndarray, lists: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """(q, k) float32 scores that fall along every list, so that score order is list order.
 
-    A filled row has no personal score; it gets one below all personal ones by its place. Scores compare
+    Where diversity or a guarantee has moved an item up, those after it count no more than it does. A filled
+    row has no personal score; it gets one below all personal ones by its place. Scores compare
     within a user's list, not between users.
     """
-    last = np.where(sources == PERSONAL, personal, np.inf).min(axis=1, initial=np.inf)
+    personal = np.minimum.accumulate(np.where(sources == PERSONAL, personal, np.inf), axis=1)
+    last = personal.min(axis=1, initial=np.inf)
     floor = np.where(np.isfinite(last), np.minimum(last, 0.0), 1.0)[:, None]
     place = np.arange(lists.shape[1], dtype=np.float32) + 1
     return np.where(sources == PERSONAL, personal, floor - place / lists.shape[1]).astype(np.float32)
