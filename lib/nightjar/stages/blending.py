@@ -91,9 +91,9 @@ class Blender:
         """The best m of each user's candidates by the fused score; none for users of whom nothing is known.
 
         limits: all that the users must not get, what they have seen included; retrieved: (q, c) int64
-        candidates of the index within them, −1 anywhere; words: (q, d) float32 sums of what users wrote, faded
-        like the history, which the vector source takes beside its items; kept: how many of all candidates are
-        returned where that is not m.
+        candidates of the index within them, −1 anywhere; words: (q, d) float32 sums of what users wrote,
+        faded like the history, which the vector source takes beside its items; kept: how many of all
+        candidates are returned where that is not m.
         """
         left = mine.fading(self.chosen.history_days)
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
