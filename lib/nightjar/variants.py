@@ -27,12 +27,12 @@ from nightjar.stage import Night, Stage
 from nightjar.stages.evaluate_part import OURS
 from nightjar.stages.user_means import Figure, figures
 from nightjar.store import Committed
-from nightjar.tables import BLEND, RECOMMENDATIONS
+from nightjar.tables import BLEND, RECOMMENDATIONS, USER_TEXTS
 
 FRESHNESS = "freshness_exponent"
 HALF_LIVES = ("history_days", "recency_days")
 """Rows of the blend table that are no weight."""
-ONLY_WEIGHED = ("weight", "half_life_days", "negative", "value_weight")
+ONLY_WEIGHED = ("weight", "half_life_days", "negative", "value_weight", "words")
 """Keys of a scene or kind of event that cleaning does not look at."""
 
 
@@ -49,7 +49,7 @@ class Variant:
 
 
 def ablations(night: Night) -> list[Variant]:
-    """Without each signal that the night blends, each scene and kind of event, where others are left."""
+    """Without each signal that the night blends, each scene, kind of event and kind of words it has."""
     rows = night.dataset(BLEND).require(FIT_BLEND.name).read(["name", "value"]).to_pylist()
     signals = sorted({row["name"] for row in rows if row["value"] and row["name"] not in HALF_LIVES})
     named = {signal: "freshness" if signal == FRESHNESS else signal for signal in signals}
@@ -60,6 +60,9 @@ def ablations(night: Night) -> list[Variant]:
     for name, scene in scenes.items():
         if len(scene.event_types) > 1:
             made += [_unheard(f"{name} {kind}", (name, "event_types", kind)) for kind in scene.event_types]
+    texts = night.dataset(USER_TEXTS).require(WEIGH_EVENTS.name).read(["kind"])["kind"]
+    for kind in sorted(pc.unique(texts).to_pylist()):
+        made.append(Variant(f"words {kind}", WEIGH_EVENTS, {("weigh_events", "words", kind): 0.0}))
     return made
 
 
