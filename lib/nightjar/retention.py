@@ -11,7 +11,7 @@ from datetime import date, timedelta
 
 from nightjar.config import NightConfig
 from nightjar.published import keep_lists, publications, remembered
-from nightjar.store import BACKTEST, Dataset, Store, committed_dates
+from nightjar.store import BACKTEST, VARIANTS, Dataset, Store, committed_dates
 from nightjar.tables import EVENTS, RECOMMENDATIONS, TABLES
 
 
@@ -32,6 +32,8 @@ def droppable(config: NightConfig, keep: int, lists: int | None = None) -> list[
     store = Store(config.root)
     found = _droppable(config, store, keep, lists)
     tested = _droppable(config, store.below(BACKTEST), keep, lists)
+    if store.below(BACKTEST).children(VARIANTS):
+        tested.append(Droppable(VARIANTS, "left by a comparison that was interrupted"))
     return [*found, *(Droppable(f"{BACKTEST}/{one.name}", one.why) for one in tested)]
 
 

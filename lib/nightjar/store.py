@@ -37,6 +37,8 @@ ROWS_PER_GROUP = 65_536
 MANIFEST = "MANIFEST.json"
 BACKTEST = "backtest"
 """Folder under a root with a store of its own: the nights that back-tests ran."""
+VARIANTS = "variants"
+"""Below the back-tests, while nights with something left out are compared."""
 
 
 @dataclass(frozen=True)

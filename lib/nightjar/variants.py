@@ -3,6 +3,7 @@
 A variant has a root of its own under <root>/backtest/variants. What the night as it is has committed is
 adopted there (files are linked, not copied), so only the stages that the change reaches run again. Its lists
 are then held against the same truth, for the same users, by the same rules as those of the night as it is.
+Then the root is dropped: what stays of a variant are its figures.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from nightjar.pipeline import CLEAN_EVENTS, FIT_BLEND, NIGHT, PUBLISH, RANK, WEI
 from nightjar.stage import Night, Stage
 from nightjar.stages.evaluate_part import OURS
 from nightjar.stages.user_means import Figure, figures
-from nightjar.store import Committed
+from nightjar.store import VARIANTS, Committed
 from nightjar.tables import BLEND, RECOMMENDATIONS, USER_TEXTS
 
 FRESHNESS = "freshness_exponent"
@@ -113,9 +114,10 @@ def _renamed(rows: pa.Table, name: str) -> pa.Table:
 
 
 def _user_metrics(window: Tested, variant: Variant) -> pa.Table:
-    """A variant's lists made and judged; what is up to date from an earlier time is not made again."""
+    """A variant's lists made and judged; an interrupted comparison goes on where it was."""
     base = window.night
-    root = f"{base.config.root}/variants/{_slug(variant)}"
+    folder = f"{VARIANTS}/{_slug(variant)}"
+    root = base.store.below(folder).root
     config = changed(base.config, variant.settings).model_copy(update={"root": root})
     night = replace(base, config=config, lender=base.store)
     reached = NIGHT[NIGHT.index(variant.first) : NIGHT.index(PUBLISH)]
@@ -130,7 +132,9 @@ def _user_metrics(window: Tested, variant: Variant) -> pa.Table:
     judge = replace(base, config=judging)
     _adopt(base, judge, [stage for stage in NIGHT if stage not in (RANK, PUBLISH)])
     judge.dataset(RECOMMENDATIONS).adopt(night.dataset(RECOMMENDATIONS).require(RANK.name))
-    return judged(judge, window.truth).user_metrics.read()
+    rows = judged(judge, window.truth).user_metrics.read()
+    base.store.drop(folder)
+    return rows
 
 
 def _slug(variant: Variant) -> str:

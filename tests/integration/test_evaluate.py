@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,14 +231,9 @@ def test_a_share_of_slots_is_kept_for_cold_items(ran: Ran) -> None:
     found = {(f.name, f.slice): f for f in compare([ran.tested], varied(ran.night.config, settings))}
     before = found[f"nightjar.ColdItemShare@{K}", "all"].value
     assert found[f"{settings}.ColdItemShare@{K}", "all"].value > before
-    (folder,) = (Path(ran.night.config.root) / "variants").glob("rank-cold-share*")
-    lists = Night(ran.night.config.model_copy(update={"root": str(folder)}), ran.night.ds)
-    rows = lists.dataset(RECOMMENDATIONS).require("rank").read().to_pylist()
-    served = {row["user_id"] for row in rows if row["item_id"] == COLD}
-    assert {_name(user) for user in range(36) if user % 6 == 0} <= served
-    for user in served:
-        scores = [row["score"] for row in rows if row["user_id"] == user]
-        assert scores == sorted(scores, reverse=True)
+    # Six of the 36 users with a list have the taste of the one cold item: one of their five slots is its own.
+    assert found[f"{settings}.ColdItemShare@{K}", "all"].value >= 6 / (36 * K)
+    assert not ran.night.store.children("variants")
 
 
 def test_the_report_names_everything(ran: Ran) -> None:

@@ -99,7 +99,7 @@ class Blender:
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
-        starts = np.stack([x.data, mine.newest_weights(len(self.norms)).data])
+        starts = self._starts(x, mine)
         made = blend(self.ingredients, history, starts, limits, retrieved, m)
         # Where texts say nothing there is nothing to retrieve by, but relations still know the history.
         known = np.asarray((retrieved >= 0).any(axis=1) | (made.factors > 0).any(axis=1))
@@ -132,7 +132,11 @@ class Blender:
             by_popularity=np.empty(0, np.int64),
         )
         nobody = np.full((len(mine), 0), -1, np.int64)
-        return blend(part, history, x.data, limits, nobody, m).item_nums
+        return blend(part, history, self._starts(x, mine), limits, nobody, m).item_nums
+
+    def _starts(self, x: sparse.csr_matrix, mine: Histories) -> np.ndarray:
+        """What relations start from, (2, nnz) float32: the whole history, and its newest items."""
+        return np.stack([x.data, mine.newest_weights(len(self.norms)).data])
 
     def reasons(self, scored: Scored, lists: np.ndarray, n: int) -> Reasons:
         """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it.
