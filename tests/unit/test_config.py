@@ -106,7 +106,7 @@ def test_a_mistyped_key_gets_a_hint(tmp_path: Path, path: str, hint: str) -> Non
 
 def test_a_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
     said = _refused(tmp_path, _changed("rank.zzzzzz", 1))
-    assert "unknown key rank.zzzzzz; known: k, max_per_category" in said
+    assert "unknown key rank.zzzzzz; known: cold_share, k, max_per_category" in said
 
 
 @pytest.mark.parametrize("column", ["user", "itm_id", "evnt_time"])
