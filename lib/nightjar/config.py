@@ -503,8 +503,9 @@ class Publish(Section):
     min_catalogue_coverage: Share = Field(0.0, description="available items in any list")
     max_quarantine: Share = Field(0.5, description="raw rows rejected, future events not counted")
     min_overlap: Share = Field(
-        0.05,
-        description="mean Jaccard of users' lists with the published night before, of 100 users or more",
+        0.2,
+        description="mean Jaccard of users' lists with the published night before, of 100 users or more and "
+        "within 31 days",
     )
     min_users_vs_before: Share = Field(
         0.5, description="users with a list, of those the published night before had: half a log is no log"

@@ -337,12 +337,18 @@ def test_lists_that_share_nothing_with_the_night_before_are_refused(
     _publish(_tonight(tmp_path, {"u0": ["i2"], "u1": ["i1"]}, date(2025, 3, 30), min_fill=0.5))
     tonight = _tonight(tmp_path, {"u0": ["i3"], "u1": ["i0"]}, min_fill=0.5)
     monkeypatch.setattr("nightjar.stages.publish.OVERLAP_USERS", 2)
-    with pytest.raises(GateError, match=r"overlap is 0\.0000, below 0\.05; .*move the gate with --set"):
+    with pytest.raises(GateError, match=r"overlap is 0\.0000, below 0\.2; .*move the gate with --set"):
         _publish(tonight)
     assert live(tmp_path) == ["i2-i1"]
-    monkeypatch.setattr("nightjar.stages.publish.OVERLAP_USERS", 3)  # of so few nothing is concluded
-    assert _publish(tonight)["overlap"] == 0
+    monkeypatch.setattr("nightjar.stages.publish.OVERLAP_DAYS", 0)  # nor from lists of long ago
+    assert _publish(tonight)["days_since_before"] == 1
     assert live(tmp_path) == ["i3-i0", "i2-i1"]
+
+
+def test_of_few_users_nothing_is_concluded(tmp_path: Path) -> None:
+    _publish(_tonight(tmp_path, {"u0": ["i2"], "u1": ["i1"]}, date(2025, 3, 30), min_fill=0.5))
+    tonight = _tonight(tmp_path, {"u0": ["i3"], "u1": ["i0"]}, min_fill=0.5)
+    assert _publish(tonight)["overlap"] == 0
 
 
 def test_half_the_users_of_the_night_before_are_too_few(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,8 @@ from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, METRICS, RE
 
 OVERLAP_USERS = 100
 """With fewer users who have a list of both nights their mean overlap says little: no gate."""
+OVERLAP_DAYS = 31
+"""Lists are held against none older than this. Sixty days apart 671 users of MovieLens still share 0.37."""
 
 
 def publish(night: Night, params: Publish, resources: Resources) -> Metrics:
@@ -66,7 +68,8 @@ def _refusals(figures: dict[str, float], params: Publish) -> Iterator[str]:
         "catalogue_coverage": params.min_catalogue_coverage,
         "users_vs_before": params.min_users_vs_before,
     }
-    if figures.get("overlap_users", 0) >= OVERLAP_USERS:
+    near = figures.get("days_since_before", 0) <= OVERLAP_DAYS
+    if near and figures.get("overlap_users", 0) >= OVERLAP_USERS:
         floors["overlap"] = params.min_overlap
     ceilings = {
         "seen_leak": params.max_seen_leak,
@@ -146,6 +149,7 @@ def audit(night: Night, lists: Committed) -> dict[str, float]:
         figures["days_since_last_event"] = (night.end - tally.last_event).total_seconds() / 86_400
     if before is not None:
         overlap = np.concatenate(tally.overlap)
+        figures["days_since_before"] = (night.ds - date.fromisoformat(before.dataset.ds)).days
         figures["overlap_users"] = len(overlap)
         if len(overlap):  # nobody has both lists where all users are new
             figures["overlap"] = float(overlap.mean())
