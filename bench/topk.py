@@ -4,7 +4,7 @@
 
 Seconds are CPU seconds of one thread. Every setting is run once to find its recall; then the exact lanes and
 the fastest setting of each family with IndexRecall@k ≥ 0.99 alternate, and the figures are medians. Building
-indexes is not counted. Lines go to bench/results/topk.jsonl. `bench.topk_growth` has time and memory against
+indexes is not counted. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are unset. Lines go to bench/results/topk.jsonl. `bench.topk_growth` has time and memory against
 the numbers of items and users.
 """
 
@@ -16,12 +16,14 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Either would make the peers' BLAS another one than it is by itself on this processor.
+UNSET = [name for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if os.environ.pop(name, None) is not None]
 
 import faiss
 import numpy as np
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
+    if UNSET:
+        print(f"unset for all lanes: {', '.join(UNSET)}")
     world = _world(options, options.items)
     lanes = _scout(world, options)
     chosen = _finalists(lanes)
@@ -123,18 +127,17 @@ def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
     return lanes
 
 
-def _approximate(world: Vectors, options: argparse.Namespace) -> list[Lane]:
+def _approximate(world: Vectors, options: argparse.Namespace) -> Iterator[Lane]:
     """Peers that need an index; Spark's ALS, which needs a cluster, is searched twice: its JVM warms up."""
-    lanes = approximate_peers(world.matrix, options.k, options.users, options.lists)
+    yield from approximate_peers(world.matrix, options.k, options.users, options.lists)
     if not options.no_graph:
         cores = len(os.sched_getaffinity(0))
-        lanes += faiss_graph(world.matrix, options.k, cores)
-        lanes += topk_peers.graphs(world.matrix, options.k, cores)
+        yield from faiss_graph(world.matrix, options.k, cores)
+        yield from topk_peers.graphs(world.matrix, options.k, cores)
     if not options.no_spark:
         lane = topk_peers.spark_als(world.matrix, options.k, Path(tempfile.mkdtemp(prefix="bench-als-")))
         lane.search(world.queries[: topk_peers.ALS_USERS])
-        lanes.append(lane)
-    return lanes
+        yield lane
 
 
 def _excluding(search: Search, filters: Filters) -> Search:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -108,9 +108,11 @@ def ours(matrix: F32, k: int, n_users: int, shares: list[float]) -> tuple[list[L
     return lanes, search
 
 
-def approximate_peers(matrix: F32, k: int, n_users: int, n_lists: int) -> list[Lane]:
-    """faiss for bulk search, over the settings that matter: lists probed, refinement."""
-    return [*_ivf_flat(matrix, k, n_users, n_lists), *_fast_scan(matrix, k, n_lists)]
+def approximate_peers(matrix: F32, k: int, n_users: int, n_lists: int) -> Iterator[Lane]:
+    """faiss for bulk search, over the settings that matter: number of lists, lists probed, refinement."""
+    for count in (n_lists // 2, n_lists, 2 * n_lists, 4 * n_lists):
+        yield from _ivf_flat(matrix, k, n_users, count, query_by_query=count == n_lists)
+    yield from _fast_scan(matrix, k, n_lists)
 
 
 def faiss_graph(matrix: F32, k: int, threads: int) -> list[Lane]:
@@ -142,10 +144,9 @@ def _products(queries: F32, vectors: F32, metric: int) -> F32:  # noqa: ARG001
     return queries @ vectors.T
 
 
-def _ivf_flat(matrix: F32, k: int, n_users: int, n_lists: int) -> list[Lane]:
+def _ivf_flat(matrix: F32, k: int, n_users: int, n_lists: int, query_by_query: bool) -> Iterator[Lane]:
     index = _trained(f"IVF{n_lists},Flat", matrix)
-    lanes = []
-    for share in (0.03, 0.06, 0.125, 0.25, 0.4):
+    for share in (0.03, 0.06, 0.09, 0.125, 0.18, 0.25, 0.4):
         n_probe = max(1, round(share * n_lists))
 
         def one_by_one(queries: F32, n_probe: int = n_probe) -> I64:
@@ -156,22 +157,21 @@ def _ivf_flat(matrix: F32, k: int, n_users: int, n_lists: int) -> list[Lane]:
             with redirect_stdout(StringIO()):  # it reports every list
                 return big_batch_search(index, queries, k, "pairwise_distances", _products)[1]
 
-        lanes.append(Lane(f"faiss IVF{n_lists},Flat", f"nprobe {n_probe}", one_by_one, 256))
-        lanes.append(Lane(f"faiss IVF{n_lists},Flat big_batch", f"nprobe {n_probe}", by_list, n_users))
-    return lanes
+        if query_by_query:
+            yield Lane(f"faiss IVF{n_lists},Flat", f"nprobe {n_probe}", one_by_one, 256)
+        yield Lane(f"faiss IVF{n_lists},Flat big_batch", f"nprobe {n_probe}", by_list, n_users)
 
 
-def _fast_scan(matrix: F32, k: int, n_lists: int) -> list[Lane]:
-    lanes = []
+def _fast_scan(matrix: F32, k: int, n_lists: int) -> Iterator[Lane]:
     n_codes = matrix.shape[1] // 2
     for factory, probes in (
         (f"PQ{n_codes}x4fs", [0]),
-        (f"IVF{n_lists},PQ{n_codes}x4fs", [n_lists // 8, n_lists // 3]),
+        (f"IVF{n_lists},PQ{n_codes}x4fs", [n_lists // 8, n_lists // 5, n_lists // 3]),
     ):
         base = _trained(factory, matrix)
         refined = faiss.IndexRefineFlat(base, faiss.swig_ptr(matrix))
         for n_probe in probes:
-            for factor in (3, 5, 10):
+            for factor in (2, 3, 5, 10):
 
                 def search(
                     queries: F32, index: Any = refined, n_probe: int = n_probe, factor: int = factor
@@ -181,5 +181,4 @@ def _fast_scan(matrix: F32, k: int, n_lists: int) -> list[Lane]:
                     return index.search(queries, k, params=parameters)[1]
 
                 probed = f"nprobe {n_probe} " if n_probe else ""
-                lanes.append(Lane(f"faiss {factory} + refine", f"{probed}factor {factor}", search, 512))
-    return lanes
+                yield Lane(f"faiss {factory} + refine", f"{probed}factor {factor}", search, 512)

@@ -40,6 +40,8 @@ class Vectors:
     segment: Sequence[str | None]
     buckets: int = 2
     silent: Sequence[str] = field(default=())  # known users without a vector, in the last bucket
+    interests: Mapping[int, Sequence[tuple[F32, float]]] = field(default_factory=dict)
+    """Of users with several vectors: each and its importance, in place of that in users."""
 
     @property
     def item_ids(self) -> list[str]:
@@ -48,6 +50,10 @@ class Vectors:
     @property
     def user_ids(self) -> list[str]:
         return [f"u{number:05d}" for number in range(len(self.users))]
+
+    def of(self, user: int) -> Sequence[tuple[F32, float]]:
+        """The vectors of a user, with their importance."""
+        return self.interests.get(int(user), [(self.users[user], 1.0)])
 
     def commit(self, night: Night) -> None:
         """Commits every table that build_index and retrieve read."""
@@ -64,9 +70,15 @@ class Vectors:
             known = {"user_id": ids + more, "n_events": [1] * (len(ids) + len(more))}
             segment = [self.segment[user] for user in mine] + [None] * len(more)
             parts[USERS].append(known | {"n_items": known["n_events"], "segment": segment})
-            one = {"user_id": ids, "interest": [0] * len(ids), "importance": [1.0] * len(ids)}
-            when = {"n_events": [1] * len(ids), "last_event_time": [night.end] * len(ids)}
-            parts[USER_VECTORS].append(one | when | {"vector": vector_column(self.users[mine])})
+            rows = [
+                (self.user_ids[user], interest, importance, vector)
+                for user in mine
+                for interest, (vector, importance) in enumerate(self.of(user))
+            ]
+            users, interests, importance, vectors_ = zip(*rows, strict=True)
+            when = {"n_events": [1] * len(rows), "last_event_time": [night.end] * len(rows)}
+            one = {"user_id": users, "interest": interests, "importance": importance}
+            parts[USER_VECTORS].append(one | when | {"vector": vector_column(np.stack(vectors_))})
             pairs = [(self.user_ids[user], item) for user in mine for item in sorted(self.seen[user])]
             parts[INTERACTIONS].append(
                 {

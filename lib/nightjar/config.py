@@ -409,7 +409,7 @@ class BuildIndex(Section):
 class RetrieveResources(Resources):
     """A larger block of users shares a pass over the items; 8,192 are 50 MB of vectors and heaps."""
 
-    block_users: Positive = Field(8192, description="users searched at once")
+    block_users: Positive = Field(8192, description="users' vectors searched at once")
 
 
 class DenyList(Files):
@@ -463,6 +463,11 @@ class Retrieve(Section):
     exclude_seen: bool = True
     deny: tuple[DenyList, ...] = Field((), description="user_id, item_id: never recommended to the user")
     allow: tuple[AllowList, ...] = Field((), description="segment or user_id, item_id: nothing else is")
+    interests: Literal["quotas", "importance"] = Field(
+        "quotas",
+        description="users with several vectors: k_prime shared out by importance, or the best by score "
+        "times importance",
+    )
     nprobe: Positive = Field(32, description="IVF factories: lists visited for a user")
     ef_search: Positive = Field(256, description="HNSW factories: beam of a search")
     probe_share: float = Field(0.1, gt=0, le=1, description="factory lists: share of the lists visited")

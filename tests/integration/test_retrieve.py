@@ -14,6 +14,10 @@ import pytest
 
 from nightjar.errors import ConfigError, ContractError, InputError
 from nightjar.kernels.taste import unit_rows
+from nightjar.night import function_of
+from nightjar.pipeline import RETRIEVE
+from nightjar.stage import run_stage
+from nightjar.stages.inputs import raw_inputs
 from nightjar.stages.limits import read_limits
 from nightjar.tables import CANDIDATES
 from tests.searched import Vectors, lists_of, searched
@@ -92,6 +96,92 @@ def test_auto_is_exact_here_and_the_bytes_do_not_depend_on_how(tmp_path: Path) -
         assert index["factory"] == ("Flat" if factory == "Flat" else "exact")
         if factory == "auto":
             assert "500 items" in index["why"] and index["tried"]["exact"]["micros"] > 0
+
+
+def with_interests(vectors: Vectors) -> Vectors:
+    """Every third user has two to four vectors near random items."""
+    rng, interests = np.random.default_rng(3), {}
+    for user in range(0, N_USERS, 3):
+        count = int(rng.integers(2, 5))
+        near = vectors.items[rng.choice(len(vectors.items), count)]
+        mine = unit_rows(near + 0.02 * rng.standard_normal((count, 24)).astype(np.float32))
+        weights = rng.choice(np.arange(1, 9), count) / 8
+        interests[user] = list(zip(mine, weights.tolist(), strict=True))
+    return replace(vectors, interests=interests)
+
+
+def merged(vectors: Vectors, user: int, how: str) -> list[float]:
+    """The scores of a user's list by a full sort for each vector, in float64."""
+    mine = vectors.of(user)
+    shares = np.array([weight for _, weight in mine])
+    each = [vectors.items.astype(np.float64) @ vector.astype(np.float64) for vector, _ in mine]
+    left = [
+        item for item in np.flatnonzero(vectors.available).tolist() if item not in set(vectors.seen[user])
+    ]
+    orders = [sorted(left, key=lambda item, of=of: (-of[item], item)) for of in each]
+    if how == "importance" and len(mine) > 1:
+        weighed = np.max(
+            [of * weight / shares.max() for of, weight in zip(each, shares, strict=True)], axis=0
+        )
+        return sorted((float(weighed[item]) for item in left), reverse=True)[:K]
+    places = np.floor(K * shares / shares.sum() + 1e-9).astype(int)
+    rest = np.argsort(-(K * shares / shares.sum() - places), kind="stable")
+    places[rest[: K - places.sum()]] += 1
+    taken: dict[int, float] = {}
+    for allowed in (places, np.full(len(mine), K)):
+        for at in np.argsort(-shares, kind="stable"):
+            free = [(item, float(each[at][item])) for item in orders[at] if item not in taken]
+            taken.update(free[: min(int(allowed[at]), K - len(taken))])
+    return sorted(taken.values(), reverse=True)
+
+
+def test_several_vectors_of_a_user_become_one_list(tmp_path: Path) -> None:
+    """Also where a block holds fewer rows than a user has, and with everything but three items seen."""
+    vectors = with_interests(made())
+    first: dict[str, list[str]] = {}
+    for at, (how, shards, block) in enumerate(
+        (("quotas", 1, 8192), ("quotas", 3, 2), ("importance", 2, 5), ("importance", 1, 8192))
+    ):
+        night, results = searched(
+            tmp_path / str(at),
+            vectors,
+            build_index={"shards": shards},
+            retrieve={"k_prime": K, "interests": how, "resources": {"block_users": block}},
+        )
+        assert bytes_of(night) == first.setdefault(how, bytes_of(night))
+        lists = lists_of(night)
+        assert list(lists) == vectors.user_ids
+        for user, user_id in enumerate(vectors.user_ids):
+            items, scores = [item for item, _ in lists[user_id]], [score for _, score in lists[user_id]]
+            assert len(set(items)) == len(items)
+            assert not set(items) & set(vectors.seen[user])
+            assert scores == pytest.approx(merged(vectors, user, how), abs=1e-5), (how, user_id)
+        metrics = results["retrieve"].metrics
+        assert metrics["users"] == N_USERS and metrics["short"] == 2 and metrics["index_recall"] == 1
+    assert first["quotas"] != first["importance"]
+
+
+def test_a_run_again_searches_only_the_buckets_that_were_not_done(tmp_path: Path) -> None:
+    """As if the stage had been killed after two of its three buckets."""
+    vectors = replace(with_interests(made()), buckets=3)
+    deny = write(tmp_path / "deny.csv", [{"user": "u00001", "sku": "i00003"}])
+    deny["columns"] = {"user_id": "user", "item_id": "sku"}
+    night, results = searched(tmp_path / "store", vectors, retrieve={"k_prime": K, "deny": [deny]})
+    parts, folder = bytes_of(night), night.dataset(CANDIDATES)
+    committed = folder.require("retrieve")
+    files = [Path(committed.path(entry)) for entry in committed.parts]
+    (files[0].parent.parent / "MANIFEST.json").unlink()
+    files[1].with_name(f"{files[1].name}.done.json").unlink()
+    before = [file.stat().st_mtime_ns for file in files]
+    raw = raw_inputs(RETRIEVE, night.config, night.ds)
+    again = run_stage(RETRIEVE, function_of(RETRIEVE), night, raw)
+    assert again.ran and bytes_of(night) == parts
+    assert [file.stat().st_mtime_ns == time for file, time in zip(files, before, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+    assert again.metrics == results["retrieve"].metrics
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from nightjar.kernels.sweep import sweep_topk
 from nightjar.kernels.topk import F32, Filters, TopK
-from nightjar.stages.index_recall import Sample, recall_of
+from nightjar.stages.index_recall import Sample, drawn, recall_of
 from tests.unit.topk_oracle import lists_of, whole_vectors
 
 
@@ -49,3 +49,13 @@ def test_metrics_are_means_by_activity() -> None:
     assert by_activity["100+"]["after_filters"] == pytest.approx(0.1)
     assert Sample.together([]).metrics() == Sample.none().metrics()
     assert Sample.none().metrics()["index_recall"] == 1.0
+
+
+def test_a_sample_is_drawn_by_position_alone() -> None:
+    everyone = np.arange(100_000)
+    whole = drawn([0, 7, 1], everyone, 0.03)
+    assert 2700 < len(whole) < 3300 and np.histogram(whole, 10, (0, 100_000))[0].min() > 200
+    parts = [drawn([0, 7, 1], part, 0.03) + part[0] for part in np.array_split(everyone, 7)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert len(drawn([0, 7, 1], everyone, 1.0)) == 100_000 and not len(drawn([0, 7, 1], everyone, 0.0))
+    assert len(np.intersect1d(drawn([0, 7, 2], everyone, 0.03), whole)) < 200

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.kernels.interactions import Columns, Histories, histories, whole_users
+from nightjar.kernels.interactions import Columns, Histories, histories, joined, whole_users
 
 N_ITEMS = 6
 Row = tuple[str, int, float, bool]
@@ -91,3 +91,13 @@ def test_users_stay_whole_over_any_batches(rows: list[Row], cuts: list[int]) -> 
 def test_no_batches_no_users() -> None:
     assert list(whole_users([])) == []
     assert list(whole_users([_columns([]), _columns([])])) == []
+
+
+@given(ROWS, st.lists(st.integers(0, 14), max_size=4))
+def test_histories_joined_are_those_of_all_rows(rows: list[Row], cuts: list[int]) -> None:
+    edges = sorted({0, len(rows), *(min(cut, len(rows)) for cut in cuts)})
+    parts = list(whole_users(_columns(rows[a:b]) for a, b in pairwise(edges)))
+    whole, found = histories(_columns(rows)), joined(parts)
+    assert _rows(found) == _rows(whole)
+    assert found.indptr.tolist() == whole.indptr.tolist()
+    assert _rows(found.aligned(np.array(USERS, object))) == _rows(whole.aligned(np.array(USERS, object)))

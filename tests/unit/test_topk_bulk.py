@@ -1,4 +1,7 @@
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +20,16 @@ from nightjar.kernels.topk import F32, I64, Filters, TopK, index_recall, rescore
 from tests.unit.test_index import gaussian_world, same_bytes
 from tests.unit.topk_oracle import World, as_answer, brute_force, lists_of, whole_vectors, worlds
 
-INT8 = pytest.param(True, marks=pytest.mark.skipif(not products.has_int8(), reason="no VNNI on this machine"))
+TILES = pytest.param("tiles", marks=pytest.mark.skipif(not products.has_tiles(), reason="no AMX here"))
+INT8 = pytest.param("int8", marks=pytest.mark.skipif(not products.has_int8(), reason="no VNNI here"))
 
 
-@pytest.fixture(params=[INT8, False], ids=["int8", "fp32"])
+@pytest.fixture(params=[TILES, INT8, "fp32"])
 def by_int8(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Both ways to propose: the int8 product where the machine has it, and the fp32 fallback everywhere."""
-    monkeypatch.setattr(products, "has_int8", lambda: request.param)
-    return bool(request.param)
+    """All ways to propose: int8 by tiles and by vectors where the machine has them, fp32 everywhere."""
+    monkeypatch.setattr(products, "has_tiles", lambda: request.param == "tiles")
+    monkeypatch.setattr(products, "has_int8", lambda: request.param != "fp32")
+    return bool(request.param != "fp32")
 
 
 def shards_of(matrix: F32, part_of: I64, folder: Path) -> list[bulk.BulkShard]:
@@ -204,13 +209,18 @@ def test_best_first_selects(seed: int, n: int, k: int) -> None:
 def test_the_int8_product_is_exact_where_it_is_used() -> None:
     if not products.has_int8():
         pytest.skip("no VNNI on this machine")
-    rng = np.random.default_rng(1)
-    for shape in ((64, 64, 64), (512, 1024, 256), (64, 192, 384)):
+    rng, torch = np.random.default_rng(1), products.torch
+    for shape in ((64, 64, 64), (512, 1024, 256), (64, 192, 384), (1024, 512, 1024)):
         a = rng.integers(-127, 128, shape[::2], dtype=np.int8)
         b = rng.integers(-127, 128, shape[1:], dtype=np.int8)
-        out = products.torch.empty(shape[:2], dtype=products.torch.int32)
-        products.torch._int_mm(products.torch.from_numpy(a), products.torch.from_numpy(b).T, out=out)
-        assert np.array_equal(out.numpy(), a.astype(np.int64) @ b.T.astype(np.int64))
+        a[0], b[0], b[1] = 127, 127, -127
+        expected = a.astype(np.int64) @ b.T.astype(np.int64)
+        out = torch.empty(shape[:2], dtype=torch.int32)
+        torch._int_mm(torch.from_numpy(a), torch.from_numpy(b).T, out=out)
+        assert np.array_equal(out.numpy(), expected)
+        if products.has_tiles():
+            packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(b), None)
+            assert np.array_equal(products._by_tiles(torch.from_numpy(a), packed).numpy(), expected)
 
 
 @pytest.mark.usefixtures("by_int8")
@@ -250,6 +260,60 @@ def test_the_vectors_may_be_a_read_only_map(tmp_path: Path) -> None:
     shards = shards_of(matrix, np.zeros(len(matrix), np.int64), tmp_path)
     found = bulk.search_shards(shards, queries, 20, mapped, filters)
     assert same_bytes(found, sweep_topk(queries, matrix, 20, filters))
+
+
+MEMORY = """
+import sys, threading, time
+from pathlib import Path
+import numpy as np
+from nightjar.engines import bulk
+from nightjar.engines.shards import Effort
+
+def held() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+folder, n, d = Path(sys.argv[1]), int(sys.argv[2]), 256
+small = np.random.default_rng(0).standard_normal((20_000, d)).astype(np.float32)
+queries = small[:3000] + small[3000:6000]
+
+def search(matrix, name):
+    facts = bulk.build_shard(matrix, np.arange(len(matrix)), folder / name)
+    shard = bulk.open_shard(folder / name, facts.sha256)
+    for share in (None, 0.1):
+        bulk.search_shards([shard], queries, 20, matrix, None, Effort(probe_share=share))
+
+search(small, "warm")
+matrix = np.load(folder / "items.npy", mmap_mode="r")
+before, most, over = held(), [0], threading.Event()
+
+def watch() -> None:
+    while not over.wait(0.005):
+        most[0] = max(most[0], held())
+
+thread = threading.Thread(target=watch)
+thread.start()
+search(matrix, "large")
+over.set()
+thread.join()
+print(most[0] - before, matrix.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_vectors_larger_than_the_memory_used_stream_from_disk(tmp_path: Path) -> None:
+    """Building and searching a shard of 164 MB of vectors takes less than half of that."""
+    n = 160_000
+    rows = np.lib.format.open_memmap(tmp_path / "items.npy", "w+", np.float32, (n, 256))
+    rng = np.random.default_rng(1)
+    for start in range(0, n, 20_000):
+        rows[start : start + 20_000] = rng.standard_normal((20_000, 256), dtype=np.float32)
+    rows.flush()
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(n)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    used, size = map(int, done.stdout.split())
+    assert used < size / 2, (used, size)
 
 
 def test_edges(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,19 @@ class Histories:
     def _entries(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         columns = self.item_nums, self.weights, self.strengths, self.in_profile, self.times
         return tuple(column[at] for column in columns)
+
+
+def joined(parts: Sequence[Histories]) -> Histories:
+    """Histories of different users one after the other; of nobody where there are no parts."""
+    if len(parts) == 1:
+        return parts[0]
+    none = np.zeros(0, np.int64)
+    blank = np.zeros(0, object), none, none.astype(np.float32), none.astype(np.float32), none != 0, none
+    columns = [(one.user_ids, *one._entries(np.arange(len(one.item_nums)))) for one in parts]
+    starts = np.cumsum([0, *(len(one.item_nums) for one in parts)])
+    ends = [start + one.indptr[1:] for start, one in zip(starts[:-1], parts, strict=True)]
+    whole = [np.concatenate(column) for column in zip(*(columns or [blank]), strict=True)]
+    return Histories(whole[0], np.concatenate([[0], *ends]).astype(np.int64), *whole[1:])
 
 
 Columns = tuple[np.ndarray, ...]

@@ -23,6 +23,7 @@ from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import INDEX_SHARDS, ITEM_VECTORS
 
 AUTO = "auto"
+ROWS = 8192
 
 
 def build_index(night: Night, params: BuildIndex, resources: Resources) -> Metrics:
@@ -124,7 +125,7 @@ class ShardWork:
             with tempfile.TemporaryDirectory(dir=scratch, prefix=".tmp-") as folder:
                 aside = Path(folder) / name
                 nums = start + np.flatnonzero(item_norms(V[start:stop], f"items from {start}") > 0)
-                mine = V[start:stop] if len(nums) == stop - start else V[nums]
+                mine = V[start:stop] if len(nums) == stop - start else _mapped_rows(V, nums, Path(folder))
                 facts = build_shard(mine, nums, aside, work.factory, work.seed)
                 tried: list[Trial] = []
                 if work.measure and len(nums):
@@ -132,3 +133,13 @@ class ShardWork:
                     searcher = Searcher(work.factory, [opened], V, work.effort)
                     tried = trials(searcher, slice(start, stop), work.seed)
                 return Built(work.attempt.put_artefact(aside, name), facts, tried)
+
+
+def _mapped_rows(V: np.ndarray, nums: np.ndarray, folder: Path) -> np.ndarray:
+    """Some rows of a matrix as a map of a file of their own, so that they need no memory."""
+    if not len(nums):
+        return V[:0]
+    rows = np.memmap(folder / "vectors", np.float32, "w+", shape=(len(nums), V.shape[1]))
+    for start in range(0, len(nums), ROWS):
+        rows[start : start + ROWS] = V[nums[start : start + ROWS]]
+    return rows

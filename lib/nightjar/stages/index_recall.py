@@ -62,6 +62,20 @@ class Sample:
         }
 
 
+def drawn(seed: Sequence[int], positions: I64, share: float) -> I64:
+    """Which of these positions a sample of `share` of all takes; a position is taken or not by itself.
+
+    Its number hashed (splitmix64, Steele et al., OOPSLA 2014) is compared with the share.
+    """
+    key = np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):
+        mixed = (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(31)
+    return np.flatnonzero((mixed >> np.uint64(11)) * 2.0**-53 < share)
+
+
 def recall_of(search: Search, matrix: F32, queries: F32, filters: Filters, found: TopK) -> tuple[F64, F64]:
     """IndexRecall@k of each user (q,) before and after filters; found is what the search gave after them."""
     k = found.item_nums.shape[1]

@@ -1,14 +1,16 @@
 """User vectors and shards -> candidates: every user against every shard, merged exactly.
 
 A bucket of users is the unit of work. What a user has seen or must not get and what is not available never
-comes back, and every user gets k_prime candidates wherever the catalogue has them.
+comes back, and every user gets k_prime candidates wherever the catalogue has them. A user with several
+vectors is searched for with each, and the lists become one.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,13 @@ from nightjar.engines.search import Searcher, open_shard
 from nightjar.engines.shards import Effort
 from nightjar.engines.threads import threads_of, use_threads
 from nightjar.errors import GateError
+from nightjar.kernels.interests import merge
 from nightjar.kernels.limits import Limits, best_among
 from nightjar.kernels.topk import Filters, ItemLists, TopK
 from nightjar.matrix import mapped_matrix
 from nightjar.stage import Metrics, Night
-from nightjar.stages.buckets import read_histories, strings
-from nightjar.stages.index_recall import Sample, recall_of
+from nightjar.stages.buckets import HistoriesInOrder, stream_vectors, strings
+from nightjar.stages.index_recall import Sample, drawn, recall_of
 from nightjar.stages.limits import Lists, limits_in, total_counts
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
@@ -36,7 +39,6 @@ from nightjar.tables import (
     ITEMS,
     USER_VECTORS,
     USERS,
-    vectors,
 )
 
 
@@ -58,9 +60,10 @@ def retrieve(night: Night, params: Retrieve, resources: Resources) -> Metrics:
     actors.connect(night.config.ray)
     n_parts = len(users.parts)
     pool: actors.Pool[Searched] = actors.Pool(work, resources, actors.pool_size(resources, n_parts))
-    found: dict[int, Searched] = {}
+    found = {bucket: one for bucket in range(n_parts) if (one := _done(attempt, bucket)) is not None}
     with night.report.task("retrieve", n_parts, "buckets") as task:
-        for bucket, result in pool.map(range(n_parts)):
+        task.advance(len(found))
+        for bucket, result in pool.map(bucket for bucket in range(n_parts) if bucket not in found):
             found[bucket] = result
             task.advance(1, result.entry.rows, "users")
     recall = Sample.together([found[bucket].recall for bucket in sorted(found)]).metrics()
@@ -168,24 +171,32 @@ class RetrievePart:
         return Searcher(factory, opened, self.V, self.work.effort).tuned(tuned)
 
     def __call__(self, bucket: int) -> Searched:
-        rows = self.work.users.read_part(self.work.users.parts[bucket], ["user_id", "vector"])
-        user_ids, U = strings(rows["user_id"]), vectors(rows["vector"])
-        histories = read_histories(self.work.interactions, bucket).aligned(user_ids)
-        seen = ItemLists(histories.indptr, histories.item_nums) if self.work.params.exclude_seen else None
-        limits, written, counts = self._limits(bucket, user_ids)
-        tables, n_short, recalls = [], 0, []
-        for at in self._blocks(len(U)):
-            found = TopK.nothing(len(at), self.work.params.k_prime)
-            for mine, filters, few in limits.take(at).parts(seen.take(at) if seen else None, self.available):
-                part = self._search(U[at[mine]], filters, few)
-                found.put(mine, part)
-                recalls.append(
-                    self._recall(U[at[mine]], part, filters, np.diff(histories.indptr)[at[mine]], at[mine])
-                )
-            tables.append(_candidates(user_ids[at], found))
-            n_short += int((found.n_found < self.work.params.k_prime).sum())
-        entry = self.work.attempt.write_part(bucket, tables)
-        return Searched(entry, n_short, Sample.together(recalls), written, counts)
+        written, counts = self._write_limits(bucket)
+        tally = Tally(written, counts)
+        entry = self.work.attempt.write_part(bucket, self._tables(bucket, tally))
+        return tally.searched(entry)
+
+    def _tables(self, bucket: int, tally: Tally) -> Iterator[pa.Table]:
+        """The bucket's candidates block by block; what is reported of them is put beside them at the end."""
+        work = self.work
+        limits = self._limits(bucket)
+        histories = HistoriesInOrder(work.interactions, bucket)
+        for block in stream_vectors(work.users, bucket, work.block_users):
+            ids, rows = block.user_ids, len(block.user_ids)
+            mine = histories.of(ids)
+            seen = ItemLists(mine.indptr, mine.item_nums) if work.params.exclude_seen else None
+            found = TopK.nothing(rows, work.params.k_prime)
+            theirs = Limits.none(rows) if limits is None else limits.take(block.first + np.arange(rows))
+            for at, filters, few in theirs.parts(seen, self.available):
+                part = self._search(block.vectors[at], filters, few)
+                found.put(at, part)
+                positions = block.first + at
+                recall = self._recall(bucket, positions, block.vectors[at], part, filters)
+                tally.recalls.append(Sample(np.diff(mine.indptr)[at][recall[0]], *recall[1:]))
+            merged = merge(found, block.interests, work.params.interests == "quotas")
+            tally.n_short += int((merged.n_found < work.params.k_prime).sum())
+            yield _candidates(ids[block.interests.starts[:-1]], merged)
+        work.attempt.dataset.store.put(_report_name(work.attempt, bucket), tally.to_json())
 
     def _search(self, U: np.ndarray, filters: Filters, few: np.ndarray | None) -> TopK:
         """The best k_prime of everything, or of a few items where a user may get no others."""
@@ -193,30 +204,76 @@ class RetrievePart:
             return best_among(U, self.V, few, self.work.params.k_prime, filters)
         return self.searcher.search(U, self.work.params.k_prime, filters)
 
-    def _limits(self, bucket: int, user_ids: np.ndarray) -> tuple[Limits, FileEntry | None, Metrics]:
-        lists, attempt = self.work.lists, self.work.attempt
-        if lists is None:
-            return Limits.none(len(user_ids)), None, {}
-        written, counts = lists.write_bucket(attempt, bucket)
-        return limits_in(attempt, bucket, user_ids), written, counts
+    def _write_limits(self, bucket: int) -> tuple[FileEntry | None, Metrics]:
+        lists = self.work.lists
+        return (None, {}) if lists is None else lists.write_bucket(self.work.attempt, bucket)
 
-    def _blocks(self, n_users: int) -> Iterator[np.ndarray]:
-        for start in range(0, n_users, self.work.block_users):
-            yield np.arange(start, min(start + self.work.block_users, n_users))
+    def _limits(self, bucket: int) -> Limits | None:
+        """The deny and allow lists of the bucket's users, by row; None where none are declared."""
+        if self.work.lists is None:
+            return None
+        rows = self.work.users.read_part(self.work.users.parts[bucket], ["user_id"])
+        return limits_in(self.work.attempt, bucket, strings(rows["user_id"]))
 
     def _recall(
-        self, U: np.ndarray, found: TopK, filters: Filters, activity: np.ndarray, at: np.ndarray
-    ) -> Sample:
-        """IndexRecall of the sampled users of a block."""
+        self, bucket: int, positions: np.ndarray, U: np.ndarray, found: TopK, filters: Filters
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which rows are sampled, and their IndexRecall before and after filters.
+
+        Drawn by position, not by block, so that the sample is the same whatever the block size.
+        """
         share = self.work.params.recall_sample / max(self.work.users.manifest.rows, 1)
-        # Drawn by position, not by block, so that the sample is the same whatever the block size.
-        drawn = np.random.default_rng([self.work.params.seed, len(self.V)]).random(int(at[-1]) + 1)[at]
-        chosen = np.flatnonzero(drawn < share)
+        chosen = drawn([self.work.params.seed, len(self.V), bucket], positions, share)
         if not len(chosen):
-            return Sample.none()
+            return chosen, np.empty(0), np.empty(0)
         mine = TopK(found.item_nums[chosen], found.scores[chosen], found.n_found[chosen])
         search = self.searcher.search
-        return Sample(activity[chosen], *recall_of(search, self.V, U[chosen], filters.take(chosen), mine))
+        return chosen, *recall_of(search, self.V, U[chosen], filters.take(chosen), mine)
+
+
+@dataclass
+class Tally:
+    """What grows while a bucket is searched."""
+
+    limits: FileEntry | None
+    list_counts: Metrics
+    n_short: int = 0
+    recalls: list[Sample] = field(default_factory=list)
+
+    def searched(self, entry: FileEntry) -> Searched:
+        return Searched(entry, self.n_short, Sample.together(self.recalls), self.limits, self.list_counts)
+
+    def to_json(self) -> bytes:
+        recall = Sample.together(self.recalls)
+        plain = {
+            "n_short": self.n_short,
+            "recall": {name: column.tolist() for name, column in vars(recall).items()},
+            "limits": None if self.limits is None else asdict(self.limits),
+            "list_counts": self.list_counts,
+        }
+        return json.dumps(plain).encode()
+
+
+def _report_name(attempt: Attempt, bucket: int) -> str:
+    return f"{attempt.folder}/searched-{bucket:05d}.json"
+
+
+def _done(attempt: Attempt, bucket: int) -> Searched | None:
+    """What a killed run reported of a bucket that it finished, or None."""
+    entry, store = attempt.done(bucket), attempt.dataset.store
+    data = None if entry is None else store.get(_report_name(attempt, bucket))
+    if entry is None or data is None:
+        return None
+    try:
+        plain = json.loads(data)
+        recall = Sample(*(np.array(plain["recall"][name]) for name in ("activity", "before", "after")))
+        limits = None if plain["limits"] is None else FileEntry(**plain["limits"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    if limits is not None and store.size(f"{attempt.folder}/{limits.name}") != limits.bytes:
+        return None
+    recall = Sample(recall.activity.astype(np.int64), recall.before, recall.after)
+    return Searched(entry, plain["n_short"], recall, limits, plain["list_counts"])
 
 
 def _candidates(user_ids: np.ndarray, found: TopK) -> pa.Table:

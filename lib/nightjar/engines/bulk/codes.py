@@ -25,7 +25,7 @@ I8 = NDArray[np.int8]
 HEAD_ENERGY = 0.92  # share of the second moment kept in the head; on MiniLM vectors 256 of 384 dimensions
 HEAD_STEP = 64  # int8 products are fastest at multiples of 64 dimensions
 SAMPLE = 20_000
-ENCODE_BLOCK = 16_384
+ENCODE_BLOCK = 4096
 LONGEST = 127
 SMALLEST_SCALE = 1e-6  # of the vector's length; keeps the other terms representable when the head is empty
 ROUND_UP = 1 + 1e-6
@@ -60,9 +60,13 @@ class Codes:
 def fit_rotation(vectors: F32, seed: int) -> Rotation:
     """Principal directions of the (uncentred) second moment of a sample, and how many of them to code."""
     n_dims = vectors.shape[1]
-    sample = np.asarray(vectors[:: max(1, len(vectors) // SAMPLE)], dtype=np.float64)
-    sample /= np.linalg.norm(sample, axis=1, keepdims=True)
-    energy, directions = np.linalg.eigh(sample.T @ sample)
+    sample = vectors[:: max(1, len(vectors) // SAMPLE)]
+    moment = np.zeros((n_dims, n_dims))
+    for start in range(0, len(sample), ENCODE_BLOCK):
+        block = np.asarray(sample[start : start + ENCODE_BLOCK], dtype=np.float64)
+        block = block / np.linalg.norm(block, axis=1, keepdims=True)
+        moment += block.T @ block
+    energy, directions = np.linalg.eigh(moment)
     energy, directions = energy[::-1], directions[:, ::-1].T.copy()
     kept = np.cumsum(energy[1:]) / max(float(energy[1:].sum()), 1e-30)
     wanted = int(np.searchsorted(kept, HEAD_ENERGY)) + 1 if n_dims > 1 else 1

@@ -5,8 +5,9 @@ written out (llvmlite, below) it is 17 G/s, and re-scoring a pair of 384 dimensi
 lowers the 16-lane operations to whatever the processor has, so this is no AVX-512 code. Everything that
 numba caches is in this one file, because its cache notices a change of this file only.
 
-Tiles are (rows, width) row-major, flat: a row per user, a column per item, columns beyond n_columns stale.
-`terms` is (4, n_items + 64) float32: scale, common, tail, error of each item; `coefs` (q, 5) float32: common,
+Tiles are row-major, flat, what lies beyond their users or items stale: a row per user for estimates, where
+the users differ from list to list; a row per item for the sweep, where a block of users stays the same.
+`terms` is (4, width) float32: scale, common, tail, error of a tile's items; `coefs` (q, 5) float32: common,
 tail, error, one over the user's scale, and the margin per unit of item length (`bulk.codes` has the bound).
 A heap is a row of k scores and items with its worst entry (lowest score, then highest item) first.
 """
@@ -55,7 +56,7 @@ def reaches(
 ) -> Any:
     """Which of 64 items reach the cut: bit i says tile[offset + i]·scale + Σ user·term ≥ cut, at item + i.
 
-    `user` is a tuple of 1 or 3 coefficients for the terms after the scale (common; or common, tail, error).
+    `user` is a tuple of coefficients for the terms after the scale.
     """
     signature = types.uint64(tile, types.intp, terms, types.intp, types.intp, user, types.float32)
     whole_numbers = isinstance(tile.dtype, types.Integer)
@@ -75,6 +76,37 @@ def reaches(
             for n, weight in enumerate(weights, 1):
                 term = _load(builder, items, builder.add(at_item, builder.mul(row, _long(n))), FLOATS)
                 value = builder.fadd(value, builder.fmul(weight, term))
+            bits = builder.bitcast(builder.fcmp_ordered(">=", value, limit), ir.IntType(LANES))
+            bits = builder.shl(builder.zext(bits, LONG), shift)
+            mask = bits if mask is None else builder.or_(mask, bits)
+        return mask
+
+    return signature, codegen
+
+
+@intrinsic
+def reaches_across(
+    _typing: Any, tile: Any, offset: Any, scale: Any, own: Any, common: Any, user: Any, cuts: Any
+) -> Any:
+    """Which of 64 users an item reaches: bit i says tile[offset + i]·scale + own·common ≥ cut at user + i."""
+    number = types.float32
+    signature = types.uint64(tile, types.intp, number, number, common, types.intp, cuts)
+    whole_numbers = isinstance(tile.dtype, types.Integer)
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        tile_value, at, factor, weight, common_value, first, cuts_value = args
+        products = _data(context, builder, tile, tile_value)
+        users = _data(context, builder, common, common_value)
+        limits = _data(context, builder, cuts, cuts_value)
+        factor, weight, mask = _splat(builder, factor), _splat(builder, weight), None
+        for part in range(GROUP // LANES):
+            shift = _long(part * LANES)
+            at_user = builder.add(first, shift)
+            value = _load(builder, products, builder.add(at, shift), INTS if whole_numbers else FLOATS)
+            value = builder.sitofp(value, FLOATS) if whole_numbers else value
+            value = builder.fmul(value, factor)
+            value = builder.fadd(value, builder.fmul(weight, _load(builder, users, at_user, FLOATS)))
+            limit = _load(builder, limits, at_user, FLOATS)
             bits = builder.bitcast(builder.fcmp_ordered(">=", value, limit), ir.IntType(LANES))
             bits = builder.shl(builder.zext(bits, LONG), shift)
             mask = bits if mask is None else builder.or_(mask, bits)
@@ -280,33 +312,30 @@ def best_first(scores, items, n, k):
 
 
 @compiled
-def estimate_rows(tile, width, n_columns, users, first, shard, kept, limits):
+def estimate_rows(tile, n_columns, users, items, coefs, kept, limits):
     """Collect each user's best allowed items of a tile by estimated score; no vector is read.
 
-    users (rows,) are positions in coefs and kept; first is the shard position of column 0; shard is (terms,
-    item_nums, coefs); kept is (scores (q, room) float32, items (q, room) int64, count (q,) int64, cut (q,)
-    float32, k). Entries above the cut are appended; a full row is cut back to its best k, which a heap would
-    keep at 450 ns an entry instead of 15.
+    tile has a row a user; users (rows,) are positions in coefs and kept; items is (terms, item_nums); kept is
+    (scores (q, room) float32, items (q, room) int64, count (q,) int64, cut (q,) float32, k). Entries above
+    the cut are appended; a full row is cut back to its best k, which a heap would keep at 450 ns an entry
+    instead of 15.
     """
-    terms, item_nums, coefs = shard
+    terms, item_nums = items
     eligible, group_of, listed_at, listed, marks = limits
     all_scores, all_items, counts, cuts, k = kept
-    room, stride, flat = all_scores.shape[1], terms.shape[1], terms.reshape(-1)
+    room, width, flat = all_scores.shape[1], terms.shape[1], terms.reshape(-1)
     for row in range(len(users)):
         user = users[row]
         common, inverse = coefs[user, 0], coefs[user, 3]
         cut, n = np.float32(cuts[user] * inverse), counts[user]
         for group in range(0, n_columns, GROUP):
-            mask = reaches(tile, row * width + group, flat, stride, first + group, (common,), cut)
+            mask = reaches(tile, row * width + group, flat, width, group, (common,), cut)
             if n_columns - group < GROUP:
                 mask &= (np.uint64(1) << np.uint64(n_columns - group)) - np.uint64(1)
             while mask:
-                column = group + np.int64(lowest_bit(mask))
+                at = group + np.int64(lowest_bit(mask))
                 mask &= mask - np.uint64(1)
-                at = first + column
-                score = (
-                    np.float32(tile[row * width + column]) * terms[0, at] + common * terms[1, at]
-                ) / inverse
+                score = (np.float32(tile[row * width + at]) * terms[0, at] + common * terms[1, at]) / inverse
                 item = item_nums[at]
                 if score < cuts[user] or not is_allowed(
                     user, item, eligible, group_of, listed_at, listed, marks
@@ -345,42 +374,64 @@ def score_rows(queries, vectors, item_nums, n_dims, scores, lanes):
 
 
 @compiled
-def sweep_rows(tile, width, n_columns, users, first, shard, heaps, limits, exact):
+def sweep_items(tile, n_items, users, items, coefs, crowd, heaps, limits, exact):
     """Re-score the allowed pairs of a tile whose upper bound reaches the user's threshold; keep the best.
 
-    users is (first row, one past the last); exact is (floor (q,), queries flat, vectors flat, places
-    (columns,) of the tile's items among them, n_dims, longest item of the tile, hits (N_HITS, 2) int64, lanes
-    (64,)). The threshold is the larger of the floor and the heap's k-th score. Found pairs are collected
-    first, so that their vectors can be fetched early.
+    tile has a row an item; users is (first row, one past the last) of its columns; items is (terms,
+    item_nums, largest tail, largest error); crowd is (common of its users (width,), cuts (2, width)), width
+    at least the users and a multiple of 64; exact is (floor (q,), queries flat, vectors flat, places
+    (n_items,) of the tile's items among them, n_dims, longest item of the tile, hits (N_HITS, 2) int64, lanes
+    (64,)).
+
+    64 pairs at once are compared by scale and common alone, as if each item had the tile's largest tail and
+    error, which takes half the time; what passes is compared by its own. Found pairs are collected before
+    they are scored, so that their vectors can be fetched early.
     """
-    terms, item_nums, coefs = shard
-    scores, floor, length, hits = heaps[0], exact[0], exact[5], exact[6]
-    stride = terms.shape[1]
-    flat = terms.reshape(-1)
-    n_hits = 0
-    for user in range(users[0], users[1]):
-        offset = (user - users[0]) * width
-        factors = (coefs[user, 0], coefs[user, 1], coefs[user, 2])
-        inverse, margin = coefs[user, 3], coefs[user, 4] * length
-        cut = np.float32((max(scores[user, 0], floor[user]) - margin) * inverse)
-        for group in range(0, n_columns, GROUP):
+    terms, item_nums = items[0], items[1]
+    common, cuts = crowd
+    coarse, fine = cuts[0], cuts[1]
+    hits, width, n_hits = exact[6], len(common), 0
+    set_cuts(cuts, users, coefs, items, heaps[0], exact)
+    for item in range(n_items):
+        scale, own = terms[0, item], terms[1, item]
+        tail, error = terms[2, item], terms[3, item]
+        if error == -np.inf:
+            continue
+        for group in range(0, width, GROUP):
             if n_hits > N_HITS - GROUP:
-                rescore_hits(hits, n_hits, first, item_nums, heaps, limits, exact)
+                rescore_hits(hits, n_hits, item_nums, heaps, limits, exact)
+                set_cuts(cuts, users, coefs, items, heaps[0], exact)
                 n_hits = 0
-                cut = np.float32((max(scores[user, 0], floor[user]) - margin) * inverse)
-            mask = reaches(tile, offset + group, flat, stride, first + group, factors, cut)
-            if n_columns - group < GROUP:
-                mask &= (np.uint64(1) << np.uint64(n_columns - group)) - np.uint64(1)
+            mask = reaches_across(tile, item * width + group, scale, own, common, group, coarse)
             while mask:
-                hits[n_hits, 0] = user
-                hits[n_hits, 1] = group + np.int64(lowest_bit(mask))
+                at = group + np.int64(lowest_bit(mask))
                 mask &= mask - np.uint64(1)
-                n_hits += 1
-    rescore_hits(hits, n_hits, first, item_nums, heaps, limits, exact)
+                user = users[0] + at
+                bound = np.float32(tile[item * width + at]) * scale + coefs[user, 0] * own
+                if bound + coefs[user, 1] * tail + coefs[user, 2] * error >= fine[at]:
+                    hits[n_hits, 0] = user
+                    hits[n_hits, 1] = item
+                    n_hits += 1
+    rescore_hits(hits, n_hits, item_nums, heaps, limits, exact)
 
 
 @compiled
-def rescore_hits(hits, n_hits, first, item_nums, heaps, limits, exact):
+def set_cuts(cuts, users, coefs, items, scores, exact):
+    """What must be reached by each user of a tile, the floor or the heap's k-th score, in units of the bound:
+    by scale and common, row 0; by all four terms, row 1.
+    """
+    floor, length = exact[0], exact[5]
+    for user in range(users[0], users[1]):
+        reached = max(scores[user, 0], floor[user]) - coefs[user, 4] * length
+        reached *= coefs[user, 3]
+        most = np.float64(coefs[user, 1]) * items[2] + np.float64(coefs[user, 2]) * items[3]
+        cuts[0, user - users[0]] = np.float32(reached - most)
+        cuts[1, user - users[0]] = np.float32(reached)
+    cuts[:, users[1] - users[0] :] = np.inf
+
+
+@compiled
+def rescore_hits(hits, n_hits, item_nums, heaps, limits, exact):
     """Score the allowed of the found pairs in the fixed order; put those that belong there into the heaps."""
     floor, queries, vectors, places, n_dims, _, _, lanes = exact
     scores, items = heaps
@@ -389,11 +440,14 @@ def rescore_hits(hits, n_hits, first, item_nums, heaps, limits, exact):
     for hit in range(n_hits):
         if hit + AHEAD < n_hits:
             user, column = hits[hit + AHEAD, 0], hits[hit + AHEAD, 1]
-            fetch_early(marks, user * n_words + word_of(spread(item_nums[first + column]), n_words))
+            fetch_early(marks, user * n_words + word_of(spread(item_nums[column]), n_words))
             for line in range(0, n_dims, 16):
-                fetch_early(vectors, places[column] * n_dims + line)
+                fetch_early(queries, user * n_dims + line)
+            if column != hits[hit + AHEAD - 1, 1]:
+                for line in range(0, n_dims, 16):
+                    fetch_early(vectors, places[column] * n_dims + line)
         user, column = hits[hit, 0], hits[hit, 1]
-        item = item_nums[first + column]
+        item = item_nums[column]
         if not is_allowed(user, item, eligible, group_of, listed_at, listed, marks):
             continue
         score = dot(queries, user * n_dims, vectors, places[column] * n_dims, n_dims, lanes)

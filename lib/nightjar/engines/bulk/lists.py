@@ -8,7 +8,7 @@ from nightjar.kernels.topk import F32, I64
 MIN_ITEMS = 8192  # below this the first tile of a sweep already gives a good threshold
 TRAIN_PER_LIST = 40
 ITERATIONS = 6
-BLOCK = 16_384
+BLOCK = 4096
 
 
 def n_lists(n_items: int) -> int:

@@ -26,10 +26,10 @@ from nightjar.engines.bulk.compiled import (
     keep_best,
     mark_listed,
     score_rows,
-    sweep_rows,
+    sweep_items,
 )
 from nightjar.engines.bulk.dense import search_dense
-from nightjar.engines.bulk.products import N_COEFS, Products, products_of
+from nightjar.engines.bulk.products import N_COEFS, Crowd, Products, products_of, up_to_group
 from nightjar.engines.bulk.shard import BulkShard, witness_rows
 from nightjar.engines.shards import Effort
 from nightjar.errors import ContractError
@@ -47,6 +47,8 @@ MAX_WORDS = 256
 EXTRA = 1.5  # candidates per item wanted in approximate mode, because estimates misorder near the end
 
 Limits = tuple[NDArray[Any], ...]
+Items = tuple[F32, I64]
+"""terms (4, width) of a tile's items, and their numbers."""
 
 
 @dataclass(frozen=True)
@@ -123,27 +125,35 @@ def _held(shards: list[BulkShard], matrix: F32) -> Mask:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of users, the products of each shard with them, and the scratch memory of their thread."""
+    """A block of users, the products of each shard with them, the scratch memory of their thread, and which
+    items anybody of them may get, where that is the same for all."""
 
     queries: F32
     limits: Limits
     products: list[Products]
-    tile: torch.Tensor
+    room: torch.Tensor
+    cuts: F32
+    everybody: Mask | None
 
     @staticmethod
     def of(task: Task, queries: F32, query_norms: F64, filters: Filters) -> "_Block":
         products = [products_of(shard, queries, query_norms, task.matrix) for shard in task.shards]
-        for shard, each in zip(task.shards, products, strict=True):
-            if filters.eligible is not None and filters.group is None:
-                n_items = len(shard.item_nums)
-                each.terms[3, :n_items][~filters.eligible[shard.item_nums]] = -np.inf
         kind = products[0].dtype if products else torch.int32
         return _Block(
             queries,
             _limits(filters, len(queries)),
             products,
-            torch.empty(_up_to_group(ROWS) * _up_to_group(COLUMNS), dtype=kind),
+            torch.empty(up_to_group(ROWS) * up_to_group(COLUMNS), dtype=kind),
+            np.empty((2, up_to_group(ROWS)), np.float32),
+            filters.eligible if filters.group is None else None,
         )
+
+    def items(self, shard: BulkShard, products: Products, first: int, n_items: int) -> Items:
+        """What the loops need of a tile's items; those that nobody may get reach no threshold."""
+        terms, numbers = products.terms(first, up_to_group(n_items)), shard.item_nums[first : first + n_items]
+        if self.everybody is not None:
+            terms[3, :n_items][~self.everybody[numbers]] = -np.inf
+        return terms, numbers
 
 
 def _search_block(task: Task, queries: F32, query_norms: F64, filters: Filters) -> TopK:
@@ -183,10 +193,6 @@ def _heaps(n_users: int, k: int) -> tuple[F32, I64]:
 
 def _items_of(heaps: tuple[F32, I64]) -> I64:
     return np.where(np.isneginf(heaps[0]), -1, heaps[1])
-
-
-def _up_to_group(count: int) -> int:
-    return -(-count // GROUP) * GROUP
 
 
 @dataclass(frozen=True)
@@ -258,38 +264,36 @@ def _probe_lists(block: _Block, pair: tuple[BulkShard, Products], visits: Mask, 
 def _nearest_lists(queries: F32, centroids: F32, counts: list[int]) -> list[I64]:
     """For each count the so many lists of each user with the best centroid score, (q, count), in no order."""
     n_lists = len(centroids)
-    columns = np.zeros((_up_to_group(n_lists), centroids.shape[1]), np.float32)
+    columns = np.zeros((up_to_group(n_lists), centroids.shape[1]), np.float32)
     columns[:n_lists] = centroids
-    terms = np.zeros((4, len(columns) + GROUP), np.float32)
+    terms = np.zeros((4, len(columns)), np.float32)
     terms[0] = 1
     coefs = np.zeros((len(queries), N_COEFS), np.float32)
     coefs[:, 3] = 1
     kept = [_Kept.room_for(len(queries), count) for count in counts]
-    shard = (terms, np.arange(n_lists), coefs)
+    lists = (terms, np.arange(n_lists))
     limits = _limits(Filters(), len(queries))
     for row in range(0, len(queries), ROWS):
         users = np.arange(row, min(row + ROWS, len(queries)))
         tile = (torch.from_numpy(queries[users]) @ torch.from_numpy(columns).T).numpy().reshape(-1)
         for each in kept:
-            estimate_rows(tile, len(columns), n_lists, users, 0, shard, each.plain(), limits)
+            estimate_rows(tile, n_lists, users, lists, coefs, each.plain(), limits)
     return [each.best() for each in kept]
 
 
 def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at: int, kept: _Kept) -> None:
     shard, products = pair
     start, stop = int(shard.list_starts[at]), int(shard.list_starts[at + 1])
-    facts = (products.terms, shard.item_nums, products.coefs)
-    tile = block.tile.numpy()
     for first in range(start, stop, COLUMNS):
-        n_columns = min(COLUMNS, stop - first)
+        n_items = min(COLUMNS, stop - first)
+        facts = block.items(shard, products, first, n_items)
+        items = products.items(first, up_to_group(n_items))
         for row in range(0, len(users), ROWS):
             some = users[row : row + ROWS]
-            # Sizes are rounded up to 64, because oneDNN prepares (and caches) a kernel per shape.
-            padded = np.zeros(_up_to_group(len(some)), np.int64)
+            padded = np.zeros(up_to_group(len(some)), np.int64)
             padded[: len(some)] = some
-            out = block.tile[: len(padded) * _up_to_group(n_columns)].view(len(padded), -1)
-            products.multiply(products.users(torch.from_numpy(padded)), first, out)
-            estimate_rows(tile, out.shape[1], n_columns, some, first, facts, kept.plain(), block.limits)
+            tile = products.by_user(torch.from_numpy(padded), items, block.room)
+            estimate_rows(tile, n_items, some, facts, products.coefs, kept.plain(), block.limits)
 
 
 def _score(queries: F32, matrix: F32, item_nums: I64) -> F32:
@@ -307,11 +311,14 @@ def _sweep(task: Task, block: _Block, floor: F32) -> TopK:
     hits, lanes = np.empty((N_HITS, 2), np.int64), np.empty(GROUP, np.float32)
     queries, n_dims = block.queries.reshape(-1), block.queries.shape[1]
     for shard, products in zip(task.shards, block.products, strict=True):
+        crowds = [
+            products.crowd(start, min(start + ROWS, len(floor))) for start in range(0, len(floor), ROWS)
+        ]
         for first in range(0, len(shard.item_nums), COLUMNS):
             vectors, places = fetch(shard.item_nums[first : first + COLUMNS])
             length = float(shard.norms[first : first + COLUMNS].max())
             exact = (floor, queries, vectors, places, n_dims, length, hits, lanes)
-            _sweep_tile(block, (shard, products), first, heaps, exact)
+            _sweep_tile(block, (shard, products), first, crowds, heaps, exact)
     return select_topk(heaps[0], _items_of(heaps), task.k)
 
 
@@ -319,18 +326,20 @@ def _sweep_tile(
     block: _Block,
     pair: tuple[BulkShard, Products],
     first: int,
+    crowds: list[Crowd],
     heaps: tuple[F32, I64],
     exact: tuple[Any, ...],
 ) -> None:
     shard, products = pair
-    facts = (products.terms, shard.item_nums, products.coefs)
-    n_columns = min(COLUMNS, len(shard.item_nums) - first)
-    width, tile = _up_to_group(n_columns), block.tile.numpy()
-    for start in range(0, len(block.queries), ROWS):
-        stop = min(start + ROWS, len(block.queries))
-        out = block.tile[: (stop - start) * width].view(-1, width)
-        products.multiply(products.users(slice(start, stop)), first, out)
-        sweep_rows(tile, width, n_columns, (start, stop), first, facts, heaps, block.limits, exact)
+    n_items = min(COLUMNS, len(shard.item_nums) - first)
+    terms, numbers = block.items(shard, products, first, n_items)
+    facts = terms, numbers, float(terms[2, :n_items].max()), float(terms[3, :n_items].max())
+    items = products.items(first, up_to_group(n_items))
+    for crowd in crowds:
+        tile = products.by_item(items, crowd, block.room)
+        users = crowd.first, crowd.stop
+        reach = crowd.common, block.cuts[:, : len(crowd.common)]
+        sweep_items(tile, n_items, users, facts, products.coefs, reach, heaps, block.limits, exact)
 
 
 def _fetcher(matrix: F32, n_users: int) -> Callable[[I64], tuple[F32, I64]]:

@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nightjar.engines.bulk.codes import I8, Rotation, encode, fit_rotation
+from nightjar.engines.bulk.codes import ENCODE_BLOCK, I8, Rotation, encode, fit_rotation
 from nightjar.engines.bulk.lists import assign, n_lists, train_centroids
 from nightjar.engines.shards import ShardFacts, check_items, check_sha256, write_whole
 from nightjar.errors import ConfigError, ContractError, StorageError
@@ -57,37 +57,64 @@ def build_shard(
             f"the bulk engine builds factory 'exact' with metric 'ip', not {factory!r}, {metric!r}"
         )
     check_items(vectors, item_nums, path)
-    arrays = _arrays(vectors, item_nums, seed)
-    digest = write_whole(path, lambda name: _write(name, arrays))
+    shard = _Plan.of(vectors, item_nums, seed)
+    digest = write_whole(path, shard.write)
     return ShardFacts(len(vectors), factory, metric, digest, path.stat().st_size)
 
 
-def _arrays(vectors: F32, item_nums: I64, seed: int) -> dict[str, NDArray[Any]]:
-    count = n_lists(len(vectors))
-    centroids = (
-        train_centroids(vectors, count, seed) if count > 1 else np.zeros((1, vectors.shape[1]), np.float32)
-    )
-    list_of = assign(vectors, centroids) if count > 1 else np.zeros(len(vectors), np.int64)
-    order = np.argsort(list_of, kind="stable")
-    sample = vectors if len(vectors) else np.ones((1, vectors.shape[1]), np.float32)
-    rotation = fit_rotation(sample, seed)
-    coded = encode(vectors, rotation, precise=True)
-    terms = np.stack([coded.scale, coded.common, coded.tail, coded.error])
-    padding = ((0, PADDING), (0, 0))
-    return {
-        "item_nums": item_nums[order],
-        "codes": np.pad(coded.codes[order], padding),
-        "terms": np.pad(terms[:, order], padding[::-1]),
-        "coded": np.pad(coded.coded[order], padding[0]),
-        "norms": vector_norms(vectors, "items").astype(np.float32)[order],
-        "centroids": centroids,
-        "list_starts": np.concatenate(([0], np.cumsum(np.bincount(list_of, minlength=count)))).astype(
-            np.int64
-        ),
-        "witnesses": np.asarray(vectors)[order[witness_rows(len(vectors))]],
-        "rotation": rotation.matrix,
-        "rotation_facts": np.array([rotation.defect, rotation.n_head]),
-    }
+@dataclass(frozen=True)
+class _Plan:
+    """A shard before it is written: what is known of all items, (n,) each; codes come block by block."""
+
+    vectors: F32
+    item_nums: I64
+    list_of: I64
+    centroids: F32
+    rotation: Rotation
+
+    @classmethod
+    def of(cls, vectors: F32, item_nums: I64, seed: int) -> "_Plan":
+        count = n_lists(len(vectors))
+        list_of, centroids = np.zeros(len(vectors), np.int64), np.zeros((1, vectors.shape[1]), np.float32)
+        if count > 1:
+            centroids = train_centroids(vectors, count, seed)
+            list_of = assign(vectors, centroids)
+        sample = vectors if len(vectors) else np.ones((1, vectors.shape[1]), np.float32)
+        return cls(vectors, item_nums, list_of, centroids, fit_rotation(sample, seed))
+
+    def write(self, path: Path) -> None:
+        """Writes the file through a map, so that memory holds a block of codes and 32 bytes an item."""
+        n, order = len(self.vectors), np.argsort(self.list_of, kind="stable")
+        counts = np.bincount(self.list_of, minlength=len(self.centroids))
+        small: dict[str, NDArray[Any]] = {
+            "item_nums": self.item_nums[order],
+            "centroids": self.centroids,
+            "list_starts": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+            "witnesses": np.array(self.vectors[order[witness_rows(n)]]),
+            "rotation": self.rotation.matrix,
+            "rotation_facts": np.array([self.rotation.defect, self.rotation.n_head]),
+        }
+        large: dict[str, tuple[str, tuple[int, ...]]] = {
+            "codes": ("|i1", (n + PADDING, self.rotation.n_head)),
+            "terms": ("<f4", (4, n + PADDING)),
+            "coded": ("<f4", (n + PADDING,)),
+            "norms": ("<f4", (n,)),
+        }
+        maps = _laid_out(path, {name: (one.dtype.str, one.shape) for name, one in small.items()} | large)
+        for name, array in small.items():
+            maps[name][:] = array
+        place = np.empty(n, np.int64)
+        place[order] = np.arange(n)
+        for start in range(0, n, ENCODE_BLOCK):
+            block = np.array(self.vectors[start : start + ENCODE_BLOCK])
+            coded, at = encode(block, self.rotation, precise=True), place[start : start + ENCODE_BLOCK]
+            maps["codes"][at] = coded.codes
+            maps["terms"][:, at] = np.stack([coded.scale, coded.common, coded.tail, coded.error])
+            maps["coded"][at] = coded.coded
+            maps["norms"][at] = vector_norms(block, "items")
+        for one in maps.values():
+            if isinstance(one, np.memmap):
+                one.flush()
 
 
 def witness_rows(n_items: int) -> I64:
@@ -95,18 +122,18 @@ def witness_rows(n_items: int) -> I64:
     return np.unique(np.array([0, n_items // 2, n_items - 1])) if n_items else np.empty(0, np.int64)
 
 
-def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _laid_out(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, NDArray[Any]]:
+    """A file of zeros with room for arrays of these dtypes and shapes, mapped."""
     entries, offset = {}, 0
-    for name, array in arrays.items():
-        entries[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": offset}
-        offset += -(-array.nbytes // ALIGN) * ALIGN
+    for name, (dtype, shape) in arrays.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "offset": offset}
+        offset += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
     head = json.dumps({"format": MAGIC, "arrays": entries}).encode()
     head += b" " * (-(len(head) + 1) % ALIGN) + b"\n"
     with path.open("wb") as stream:
         stream.write(head)
-        for array in arrays.values():
-            stream.write(np.ascontiguousarray(array).data)
-            stream.write(b"\0" * (-array.nbytes % ALIGN))
+        stream.truncate(len(head) + offset)
+    return {name: _mapped(path, len(head), entry, "r+") for name, entry in entries.items()}
 
 
 def open_shard(path: Path, sha256: str) -> BulkShard:
@@ -131,9 +158,9 @@ def open_shard(path: Path, sha256: str) -> BulkShard:
     return BulkShard(rotation=rotation, **arrays)
 
 
-def _mapped(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+def _mapped(path: Path, start: int, entry: Mapping[str, Any], mode: Literal["c", "r+"] = "c") -> NDArray[Any]:
+    """One array of the file; to be read it is copy-on-write, as torch wants writable memory."""
     shape = tuple(entry["shape"])
     if 0 in shape:
         return np.empty(shape, entry["dtype"])
-    # Copy-on-write: torch wants writable memory, and nothing here writes.
-    return np.memmap(path, entry["dtype"], "c", start + entry["offset"], shape)
+    return np.memmap(path, entry["dtype"], mode, start + entry["offset"], shape)
