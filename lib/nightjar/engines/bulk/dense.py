@@ -93,7 +93,7 @@ def _propose(queries: F32, k: int, matrix: F32, filters: Filters, device: str) -
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         for start in range(0, len(matrix), ITEMS):
-            rows = np.ascontiguousarray(matrix[start : start + ITEMS])
+            rows = np.array(matrix[start : start + ITEMS])  # torch takes no read-only memory, and maps are
             scores = users @ torch.from_numpy(rows).to(device).T
             _mask(scores, start, filters, pairs)
             numbers = torch.arange(start, start + len(rows), device=device).expand(len(queries), -1)
