@@ -75,10 +75,11 @@ class Vectors:
                 for user in mine
                 for interest, (vector, importance) in enumerate(self.of(user))
             ]
-            users, interests, importance, vectors_ = zip(*rows, strict=True)
             when = {"n_events": [1] * len(rows), "last_event_time": [night.end] * len(rows)}
-            one = {"user_id": users, "interest": interests, "importance": importance}
-            parts[USER_VECTORS].append(one | when | {"vector": vector_column(np.stack(vectors_))})
+            names = ("user_id", "interest", "importance")
+            one = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+            theirs = np.array([row[3] for row in rows], np.float32).reshape(len(rows), self.users.shape[1])
+            parts[USER_VECTORS].append(one | when | {"vector": vector_column(theirs)})
             pairs = [(self.user_ids[user], item) for user in mine for item in sorted(self.seen[user])]
             parts[INTERACTIONS].append(
                 {
