@@ -92,7 +92,7 @@ FIT_BLEND = Stage(
     reads=(ITEM_EMBEDDINGS, INTERACTIONS, NEIGHBOURS),
     writes=(BLEND, ITEM_SIGNALS),
     also=("learn_taste", "retrieve"),  # how relations are learnt; whether seen items count
-    version=2,
+    version=3,
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",
@@ -130,7 +130,7 @@ RANK = Stage(
     ),
     writes=(RECOMMENDATIONS,),
     also=("retrieve",),  # whether seen items are excluded
-    version=4,
+    version=5,
 )
 PUBLISH = Stage(
     "publish",

@@ -469,7 +469,7 @@ BLEND = Table(
 )
 ITEM_SIGNALS = Table(
     "item_signals",
-    _schema(("item_num", LONG), ("popularity", FLOAT), ("freshness", FLOAT)),
+    _schema(("item_num", LONG), ("popularity", FLOAT), ("freshness", FLOAT), ("cold", pa.bool_())),
     key=("item_num",),
     checks=(finite("popularity"), finite("freshness"), at_least("item_num", 0)),
     made_by="fit_blend",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,6 +41,7 @@ class World:
         self.newest = self.x.copy()
         self.newest.data = (rng.integers(-2, 6, self.x.nnz) / 4).astype(np.float32)
         self.starts = np.array([0, 0, 1])
+        self.cold, self.for_cold = rng.random(N_ITEMS) < 0.3, (0.25, 2.0, 0.0)
         self.barred = sparse.random(N_USERS, N_ITEMS, 0.3, "csr", np.float32, rng)
         self.barred.sort_indices()
         # Two sets, and one of another night's numbers; everything, nothing, one set or both.
@@ -61,7 +64,8 @@ class World:
             self.popularity,
             self.fresh,
         )
-        return fusion.scores(sources, self.recipe)
+        for_cold = replace(self.recipe, weights=self.for_cold)
+        return np.where(self.cold, fusion.scores(sources, for_cold), fusion.scores(sources, self.recipe))
 
     def ingredients(self) -> Ingredients:
         length = max(float(np.linalg.norm(self.popularity)), 1e-12)
@@ -69,7 +73,8 @@ class World:
         order = np.argsort(-popular, kind="stable")
         return Ingredients(
             stacked(self.relations),
-            np.array(self.recipe.weights),
+            np.stack([self.recipe.weights, self.for_cold], axis=1),
+            self.cold.astype(np.int64),
             self.starts,
             self.fresh**self.recipe.exponent,
             popular,
@@ -103,7 +108,7 @@ def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
     world = World(seed)
     found, dense = world.blended(m), world.dense()
     reached = (
-        np.abs(world.x) @ np.abs(world.relations["text"])
+        np.abs(world.x) @ (np.abs(world.relations["text"]) + np.abs(world.relations["ease"]))
         + np.abs(world.newest) @ np.abs(world.relations["co_occurrence"])
     ) != 0
     reached = reached.toarray() | (world.ingredients().popular > 0)

@@ -1,10 +1,11 @@
 """Scores all items that a user's history leads to through the relations, and keeps the best: compiled loops.
 
-For user u with history x: score(i) = g_i · Σ_s f_s · (x @ S_s)_i + popular_i, with the factor f_s = w_s / the
-length of the row (x @ S_s)∘g over the whole catalogue, so that relations weigh alike for every user
-(kernels/fusion.py). Only items that some relation leads to and the popular ones are visited: a user costs as
-much as the neighbours of their history, whatever the size of the catalogue. Sums run in float64 in the order
-of the history, so a user's scores do not depend on who is scored beside them.
+For user u with history x: score(i) = g_i · Σ_s f_s · w_s · (x @ S_s)_i + popular_i, with the factor f_s = 1 /
+the length of the row (x @ S_s)∘g over the whole catalogue, so that relations weigh alike for every user
+(kernels/fusion.py), and w_s one weight for items that somebody liked, another for the others. Only items that
+some relation leads to and the popular ones are visited: a user costs as much as the neighbours of their
+history, whatever the size of the catalogue. Sums run in float64 in the order of the history, so a user's
+scores do not depend on who is scored beside them.
 """
 
 # numba's decorator and the functions it compiles carry no annotations that mypy could read.
@@ -28,13 +29,15 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What is the same for every user. weights: (R,) float64, of the stack's relations; starts: (R,) int64,
-    which row of a history's weights a relation starts from; fresh, popular: (n_items,) float64, g and what
-    recent popularity adds; by_popularity: (p,) int64, the items that popularity alone may bring into a list,
-    best first; available: (n_items,) bool."""
+    """What is the same for every user. weights: (R, 2) float64, of the stack's relations for items liked and
+    for cold ones; cold: (n_items,) int64, 1 for those; starts: (R,) int64, which row of a history's weights a
+    relation starts from; fresh, popular: (n_items,) float64, g and what recent popularity adds;
+    by_popularity: (p,) int64, the items that popularity alone may bring into a list, best first; available:
+    (n_items,) bool."""
 
     stack: Stack
     weights: F64
+    cold: I64
     starts: I64
     fresh: F64
     popular: F64
@@ -71,7 +74,7 @@ def blend(with_: Ingredients, history: Csr, x: F32, limits: Limits, asked: I64, 
     stack = with_.stack
     _blend(
         (stack.indptr, stack.item_nums, stack.scores),
-        (with_.weights, with_.starts),
+        (with_.weights, with_.cold, with_.starts),
         (with_.fresh, with_.popular, with_.by_popularity, with_.available),
         (history[0].astype(np.int64), history[1].astype(np.int64), x),
         (limits.denied.indptr.astype(np.int64), limits.denied.item_nums.astype(np.int64)),
@@ -105,7 +108,7 @@ def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, wanted:
     stack = with_.stack
     place = np.full(stack.n_items, -1, np.int64)
     place[wanted] = np.arange(len(wanted))
-    blended = factors, with_.starts
+    blended = factors[:, None] * with_.weights, with_.cold, with_.starts
     _terms((stack.indptr, stack.item_nums, stack.scores), stack.n_items, (items, x), blended, place, found)
     found *= with_.fresh[wanted]
     return found
@@ -115,21 +118,24 @@ def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, wanted:
 def _terms(stack, n_items, history, blended, place, found):
     indptr, neighbours, values = stack
     items, x = history
-    factors, starts = blended
-    for r in range(len(factors)):
-        if factors[r] == 0.0:
+    weights, cold, starts = blended
+    for r in range(len(weights)):
+        if weights[r, 0] == 0.0 and weights[r, 1] == 0.0:
             continue
         for h in range(len(items)):
             row = r * n_items + items[h]
             for entry in range(indptr[row], indptr[row + 1]):
-                at = place[neighbours[entry]]
+                item = neighbours[entry]
+                at = place[item]
                 if at >= 0:
-                    found[h, at] += factors[r] * np.float64(x[starts[r], h]) * np.float64(values[entry])
+                    found[h, at] += (
+                        weights[r, cold[item]] * np.float64(x[starts[r], h]) * np.float64(values[entry])
+                    )
 
 
 @njit(cache=True, nogil=True)
 def _blend(stack, blended, items, history, barred, limited, asked, out):
-    weights, starts = blended
+    weights, cold, starts = blended
     fresh, popular, by_popularity, available = items
     n = len(fresh)
     own, total = np.zeros(n), np.zeros(n)
@@ -149,7 +155,7 @@ def _blend(stack, blended, items, history, barred, limited, asked, out):
             is_barred[barred[1][entry]] = u
         n_touched = 0
         for r in range(len(weights)):
-            if weights[r] == 0.0:
+            if weights[r, 0] == 0.0 and weights[r, 1] == 0.0:
                 continue
             n_met, mark = _spread(stack, (r * n, starts[r]), history, u, (own, in_own, met), mark)
             squares = 0.0
@@ -158,7 +164,7 @@ def _blend(stack, blended, items, history, barred, limited, asked, out):
             length = np.sqrt(squares)
             if length <= TINY:
                 continue
-            factor = weights[r] / length
+            factor = 1.0 / length
             out[3][u, r] = factor
             for at in range(n_met):
                 item = met[at]
@@ -167,7 +173,7 @@ def _blend(stack, blended, items, history, barred, limited, asked, out):
                     total[item] = 0.0
                     touched[n_touched] = item
                     n_touched += 1
-                total[item] += factor * own[item]
+                total[item] += factor * weights[r, cold[item]] * own[item]
         for at in range(n_touched):
             item = touched[at]
             total[item] = total[item] * fresh[item] + popular[item]

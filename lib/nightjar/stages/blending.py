@@ -41,34 +41,33 @@ class BlendInputs:
 class Blender:
     """In a worker: the sources in memory or mapped.
 
-    vectors: (n, d) float32, directions times norms (n,); gram: (d, d) float64, the sum of the outer products
+    vector_weights: (2,) float64, of the vector source for items liked and for cold ones; vectors: (n, d)
+    float32, directions times norms (n,); gram: (d, d) float64, the sum of the outer products
     of direction · g, by which the length of a user's row of scores over the catalogue is known without it.
     """
 
     ingredients: Ingredients
     chosen: Chosen
+    vector_weights: np.ndarray
     vectors: np.ndarray
     norms: np.ndarray
     gram: np.ndarray
-
-    @property
-    def vector_weight(self) -> float:
-        return self.chosen.recipe.weights[-1]
 
     @classmethod
     def load(cls, inputs: BlendInputs) -> Blender:
         """Maps the matrices and prepares what every user shares."""
         stack = mapped_stack(inputs.neighbours)
-        chosen = read_blend(inputs.blend, stack.names)
+        chosen, for_cold = read_blend(inputs.blend, stack.names)
         recipe = chosen.recipe
-        signals = inputs.signals.read(["popularity", "freshness"])
+        signals = inputs.signals.read(["popularity", "freshness", "cold"])
         popular = recipe.popularity * signals["popularity"].to_numpy().astype(np.float64)
         fresh = signals["freshness"].to_numpy().astype(np.float64) ** recipe.exponent
         available = inputs.items.read(["available"])["available"].to_numpy()
         order = np.argsort(-popular, kind="stable")
         ingredients = Ingredients(
             stack,
-            np.array(recipe.weights[:-1], np.float64),
+            np.stack([recipe.weights[:-1], for_cold[:-1]], axis=1).astype(np.float64),
+            signals["cold"].to_numpy().astype(np.int64),
             np.array([int(name in FROM_NEWEST) for name in stack.names], np.int64),
             fresh,
             popular,
@@ -77,7 +76,8 @@ class Blender:
         )
         V = mapped_matrix(inputs.vectors)
         norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
-        return cls(ingredients, chosen, V, norms, _gram(V, fresh / norms))
+        vector_weights = np.array([recipe.weights[-1], for_cold[-1]])
+        return cls(ingredients, chosen, vector_weights, V, norms, _gram(V, fresh / norms))
 
     def best(
         self,
@@ -108,9 +108,9 @@ class Blender:
         nums = _without_repeats(nums)
         U = unit_rows(raw)
         lengths = np.sqrt(np.maximum(np.einsum("ud,de,ue->u", U, self.gram, U, optimize=True), 0))
-        factor = np.where(lengths > TINY, self.vector_weight / np.maximum(lengths, TINY), 0.0)
+        factor = np.where(lengths > TINY, 1.0 / np.maximum(lengths, TINY), 0.0)
         user, at = np.nonzero(nums >= 0)
-        if self.vector_weight and len(user):
+        if self.vector_weights.any() and len(user):
             item = nums[user, at]
             products = score_pairs(U, self.vectors, user, item).astype(np.float64)
             scores[user, at] += factor[user] * products * self._per_norm(item)
@@ -173,8 +173,9 @@ class Blender:
         return found
 
     def _per_norm(self, items: np.ndarray) -> np.ndarray:
-        """What turns an inner product with an item's vector into one with direction · g, float64."""
-        return np.asarray(self.ingredients.fresh[items] / self.norms[items].astype(np.float64))
+        """What turns an inner product with an item's vector into one with direction · g · weight, float64."""
+        weights = self.vector_weights[self.ingredients.cold[items]]
+        return np.asarray(weights * self.ingredients.fresh[items] / self.norms[items].astype(np.float64))
 
 
 @dataclass(frozen=True)

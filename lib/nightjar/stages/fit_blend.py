@@ -18,7 +18,7 @@ from nightjar.kernels import fitting, relations
 from nightjar.kernels.likes import Likes, truth_window
 from nightjar.matrix import mapped_matrix, mapped_stack
 from nightjar.stage import Metrics, Night
-from nightjar.stages.recipe import blend_rows, named, signal_rows, start
+from nightjar.stages.recipe import blend_rows, cold_weights, named, signal_rows, start
 from nightjar.stages.taste_log import learning, read_likes, smoothed, text_space
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import BLEND, INTERACTIONS, ITEM_EMBEDDINGS, ITEM_SIGNALS, NEIGHBOURS
@@ -81,15 +81,16 @@ class FitWork:
             V = text_space(mapped_matrix(work.embeddings), work.taste)
             likes = read_likes(work.interactions, len(V), work.end)
             stack = mapped_stack(work.neighbours)
-            chosen = start(work.params, stack.names)
+            begun = chosen = start(work.params, stack.names)
             metrics: Metrics = {"users": 0, "window_days": 0.0}
             if work.params.fit:
                 chosen, metrics = self._fit(likes, V, stack, chosen)
-            blend = work.blend.write_part(0, [blend_rows(chosen, stack.names)])
+            choice = named(chosen, cold_weights(begun, chosen), stack.names)
+            blend = work.blend.write_part(0, [blend_rows(choice)])
             return Fitted(
                 blend,
                 work.signals.write_part(0, [signal_rows(likes, chosen)]),
-                metrics | named(chosen, stack.names),
+                metrics | choice,
             )
 
         def _fit(
