@@ -120,7 +120,7 @@ def test_pixels_equal_the_processor(
     folder = save_two_tower(tmp_path, kind, nested=True) if nested else models[kind]
     layout = read_layout(EncoderSpec(str(folder)))
     assert layout.towers is not None
-    read = ImageReader(layout.towers.steps, Bounds(), threads=3)(list(files.values()))
+    read = ImageReader(layout.towers.steps, Bounds(10**6, 10**6), threads=3)(list(files.values()))
     pixels = [one for one in read if not isinstance(one, str)]
     assert len(pixels) == len(files)
     values = to_pixel_values(pixels, layout.towers.steps, torch.device("cpu")).numpy()
@@ -176,11 +176,7 @@ def test_bad_pictures_are_told_and_their_texts_stand_alone(
     models: dict[str, Path], files: dict[str, str], tmp_path: Path
 ) -> None:
     bad = bad_images(tmp_path)
-    ours = TwoTower(
-        EncoderSpec(str(models["clip"])),
-        read_layout(EncoderSpec(str(models["clip"]))),
-        Bounds(n_bytes=1_000_000, n_pixels=1_000_000),
-    )
+    ours = loaded(models["clip"], max_image_bytes=1_000_000, max_image_pixels=1_000_000)
     good = files["tall.jpg"]
     places = [*bad, good, *bad]
     vectors = ours.encode([Illustrated(f"text {n}", place) for n, place in enumerate(places)])

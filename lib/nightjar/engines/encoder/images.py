@@ -40,8 +40,8 @@ Pixels = NDArray[np.uint8]
 class Bounds:
     """The largest image worth decoding: bytes of the file, pixels of the picture."""
 
-    n_bytes: int = 50_000_000
-    n_pixels: int = 100_000_000
+    n_bytes: int
+    n_pixels: int
 
 
 @dataclass(frozen=True)

@@ -215,12 +215,12 @@ def _two_towers(
         dims=spec.dims or saved.get("truncate_dim"),
         files=tuple(sorted(files)),
         towers=TwoTowers(
-            _image_steps(folder), (edge // patch) ** 2 + 1, positions if kind == "siglip" else None
+            read_image_steps(folder), (edge // patch) ** 2 + 1, positions if kind == "siglip" else None
         ),
     )
 
 
-def _image_steps(folder: Path) -> ImageSteps:
+def read_image_steps(folder: Path) -> ImageSteps:
     """The steps of the image processor that the directory saved, by the keys of transformers' processors."""
     config = _read_json(folder / "preprocessor_config.json", missing_ok=True)
     config = (

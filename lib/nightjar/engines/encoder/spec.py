@@ -31,6 +31,7 @@ class EncoderSpec:
     ``max_length`` in tokens (None: what the files say), ``dims`` (keep the first ``dims`` values,
     Matryoshka), ``normalize`` (unit length), ``precision`` (fp32, bf16, fp16, int8); of a two-tower model
     ``text_weight`` and ``image_weight`` (what each counts in the vector of an ``Illustrated`` text).
+    Outside the fingerprint: ``max_image_bytes``, ``max_image_pixels`` (a larger picture is not used).
     Resources (not in the fingerprint): ``token_budget`` tokens a batch (0: chosen for the device),
     ``device``, ``threads``.
 
@@ -48,6 +49,8 @@ class EncoderSpec:
     precision: str = "fp32"
     text_weight: float = 1.0
     image_weight: float = 1.0
+    max_image_bytes: int = 50_000_000
+    max_image_pixels: int = 100_000_000
     token_budget: int = 0
     device: str = "cpu"
     threads: int = 1

@@ -42,7 +42,7 @@ Vectors = NDArray[np.float32]
 class TwoTower:
     """A loaded two-tower model on one device. Not safe for use from several threads at once."""
 
-    def __init__(self, spec: EncoderSpec, layout: ModelLayout, bounds: Bounds | None = None) -> None:
+    def __init__(self, spec: EncoderSpec, layout: ModelLayout) -> None:
         """Load tokenizer and weights; use ``load_encoder``."""
         if layout.towers is None:
             raise ConfigError(f"{spec.model} has no image tower")
@@ -52,7 +52,8 @@ class TwoTower:
         self.last_stats = EncodeStats()
         self.bad_images: Mapping[int, str] = {}
         self._device = torch.device(spec.device)
-        self._read = ImageReader(layout.towers.steps, bounds or Bounds(), spec.threads)
+        bounds = Bounds(spec.max_image_bytes, spec.max_image_pixels)
+        self._read = ImageReader(layout.towers.steps, bounds, spec.threads)
         self._tokenizer = Tokenizer(layout, spec.threads)
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
