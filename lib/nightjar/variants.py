@@ -31,6 +31,8 @@ from nightjar.store import VARIANTS, Committed
 from nightjar.tables import BLEND, RECOMMENDATIONS, USER_TEXTS
 
 FRESHNESS = "freshness_exponent"
+COLD = "cold_"
+"""Prefix of a source's weight for items that nobody liked yet."""
 HALF_LIVES = ("history_days", "recency_days")
 """Rows of the blend table that are no weight."""
 ONLY_WEIGHED = ("weight", "half_life_days", "negative", "value_weight", "words")
@@ -52,9 +54,9 @@ class Variant:
 def ablations(night: Night) -> list[Variant]:
     """Without each signal that the night blends, each scene, kind of event and kind of words it has."""
     rows = night.dataset(BLEND).require(FIT_BLEND.name).read(["name", "value"]).to_pylist()
-    signals = sorted({row["name"] for row in rows if row["value"] and row["name"] not in HALF_LIVES})
-    named = {signal: "freshness" if signal == FRESHNESS else signal for signal in signals}
-    made = [Variant(named[signal], RANK, without=(signal,)) for signal in signals]
+    names = {row["name"].removeprefix(COLD) for row in rows if row["value"]} - set(HALF_LIVES)
+    named = {name: "freshness" if name == FRESHNESS else name for name in sorted(names)}
+    made = [Variant(said, RANK, without=(name, f"{COLD}{name}")) for name, said in named.items()]
     scenes = night.config.clean_events.scenes
     if len(scenes) > 1:
         made += [_unheard(f"scene {name}", (name,)) for name in scenes]
