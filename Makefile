@@ -37,6 +37,9 @@ real: setup ## the night and the back-test on real logs: make real DATA=online_r
 	$(BIN)/nightjar backtest --config conf/$(DATA).yaml
 	$(BIN)/nightjar summary --config conf/$(DATA).yaml
 
+bench-quality: setup ## against every single method, tuned: make bench-quality DATA=online_retail, or a folder
+	$(BIN)/python -m bench.quality --data $(DATA) $(ARGS)
+
 bench-%: setup ## a benchmark: make bench-night, bench-topk, bench-encode (DEVICE=cuda for a GPU)
 	$(BIN)/python -m bench.$* $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 

@@ -21,7 +21,7 @@ K = 20
 """Length of the lists whose nDCG and recall are fitted."""
 RECENCY_DAYS = (0.5, 2.0, 7.0, 30.0, 120.0, 480.0)
 HISTORY_DAYS = (2.0, 7.0, 30.0, 120.0, 480.0)
-SPANS = (1 / 500, 1.0)
+SPANS = (1 / 1500, 1.0)
 """Half-lives that are tried, as shares of the days a log spans: much shorter ones forget nearly everything,
 longer ones nothing. News live by hours, and reviews of fourteen years do not."""
 
