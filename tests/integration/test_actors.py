@@ -134,6 +134,57 @@ def test_a_copy_that_dies_costs_no_try_and_the_first_goes_on(tmp_path: Path) -> 
     assert work.calls()["2"] >= 2
 
 
+class Meeting:
+    """Tasks 1 and 2 end when both have begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, _task: int, _tries: int) -> int:
+        until = time.monotonic() + 60
+        while len(list(self.folder.iterdir())) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        return os.getpid()
+
+
+def test_an_actor_may_have_two_tasks_at_a_time(tmp_path: Path) -> None:
+    pool: actors.Pool[int] = actors.Pool(Noted(tmp_path, Meeting(tmp_path)), TWO, 1, depth=2)
+    pids = dict(pool.map([1, 2]))
+    assert set(pids) == {1, 2}
+    assert pids[1] == pids[2]
+
+
+def die_on_three_later(task: int, _tries: int) -> int:
+    time.sleep(0.5)
+    if task == 3:
+        os._exit(1)
+    return task
+
+
+def test_who_dies_beside_a_deadly_task_is_not_blamed(tmp_path: Path) -> None:
+    """They are tried again, each with an actor for itself, and only the deadly one dies again."""
+    told: list[tuple[int, int]] = []
+
+    def take_over(task: int, failure: actors.Failure) -> bool:
+        told.append((task, failure.tries))
+        return failure.tries == 3
+
+    work = Noted(tmp_path, die_on_three_later)
+    pool: actors.Pool[int] = actors.Pool(work, Resources(max_attempts=9), 1, take_over, depth=2)
+    assert dict(pool.map([3, 4, 5, 6])) == {4: 4, 5: 5, 6: 6}
+    assert work.calls()["3"] == 3
+    assert max(tries for task, tries in told if task == 3) == 3
+    assert all(tries == 1 for task, tries in told if task != 3)
+
+
+def test_what_must_be_alone_is(tmp_path: Path) -> None:
+    work = Noted(tmp_path, die_on_three_later)
+    pool: actors.Pool[int] = actors.Pool(work, TWO, 1, lambda *_: True, depth=2, alone=lambda task: task == 3)
+    assert dict(pool.map([4, 3, 5])) == {4: 4, 5: 5}
+    assert work.calls() == {"3": 1, "4": 1, "5": 1}
+
+
 def raise_it(task: int, tries: int) -> None:
     raise ContractError("rows do not fit") if task == 1 else RuntimeError(f"try {tries}")
 

@@ -26,6 +26,7 @@ from nightjar.matrix import mapped_matrix
 from nightjar.pipeline import ENCODE_ITEMS
 from nightjar.progress import Report
 from nightjar.stage import Night, StageResult, run_stage
+from nightjar.stages import encode_items as encode_items_module
 from nightjar.stages.encode_items import encode_items
 from nightjar.stages.encode_parts import stand_in
 from nightjar.store import Committed, damage
@@ -118,7 +119,11 @@ REPEATS: Parts = (
 )
 
 
-def test_a_text_is_encoded_once_in_a_night_and_not_again_tomorrow(tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_text_is_encoded_once_in_a_night_and_not_again_tomorrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    monkeypatch.setattr(encode_items_module, "CPU_DEPTH", depth)
     bench = Bench.at(tmp_path)
     metrics = bench.run(REPEATS).metrics
     distinct = {text for part in REPEATS for text in part}
@@ -181,7 +186,11 @@ BAD = {
 }
 
 
-def test_deadly_and_bad_texts_are_quarantined_and_the_rest_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_deadly_and_bad_texts_are_quarantined_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    monkeypatch.setattr(encode_items_module, "CPU_DEPTH", depth)
     bench = Bench.at(tmp_path)
     metrics = bench.run(POISON).metrics
     check(bench, POISON, bad=list(BAD))

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from nightjar.engines.encoder import EncoderSpec, attention, load_encoder
-from nightjar.errors import InputError
+from nightjar.engines.encoder import EncoderSpec, attention, engine, load_encoder
+from nightjar.errors import ConfigError, InputError
 from tests.unit.encoder_models import pooling, sample_texts, save_model, save_modules
 
 FAMILIES = ["bert", "mpnet", "modernbert", "qwen3"]
@@ -94,3 +95,29 @@ def test_flops_follow_the_formula(folders: dict[str, Path]) -> None:
     assert encoder.flops_per_token(10) == 2 * weights + 4 * 2 * 64 * 10
     encoder.encode(["red lamp tin", "cake"])
     assert encoder.last_stats.flops > 0
+
+
+def test_windows_tokenised_ahead_by_several_threads(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside a GPU: other threads tokenise, and learn characters, while a window runs."""
+    encoder = load_encoder(EncoderSpec(str(folders["bert"]), threads=4))
+    texts = [f"{text} {chr(0x4E00 + i)}{chr(0xC0 + i % 300)}" for i, text in enumerate(sample_texts(150))]
+    expected = encoder.encode(texts)
+    tokens = encoder.last_stats.n_tokens
+    monkeypatch.setattr(engine, "WINDOW", 9)
+    monkeypatch.setattr(EncoderSpec, "on_gpu", property(lambda _spec: True))
+    fresh = load_encoder(EncoderSpec(str(folders["bert"]), threads=4))
+    np.testing.assert_allclose(fresh.encode(texts), expected, atol=1e-5)
+    assert fresh.last_stats.n_tokens == tokens
+
+
+def test_a_model_that_leaves_the_range_of_half_precision_is_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "qwen3")
+    save_modules(folder, pooling("mean"))
+    weights = load_file(folder / "model.safetensors")
+    weights["layers.0.mlp.down_proj.weight"] *= 1e6
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert np.isfinite(load_encoder(EncoderSpec(str(folder))).encode(["red lamp"])).all()
+    with pytest.raises(ConfigError, match=r"range of fp16.*use bf16"):
+        load_encoder(EncoderSpec(str(folder), precision="fp16"))

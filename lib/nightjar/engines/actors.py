@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -129,14 +130,16 @@ class _Host:
     def __init__(self, make: Callable[[], Work[Any]]) -> None:
         self._make = make
         self._work: Work[Any] | None = None
+        self._making = threading.Lock()
 
     def ready(self) -> bool:
         """Answers while the actor lives."""
         return True
 
     def run(self, task: Any) -> Any:
-        if self._work is None:
-            self._work = self._make()
+        with self._making:
+            if self._work is None:
+                self._work = self._make()
         return self._work(task)
 
 
@@ -170,6 +173,9 @@ class Pool(Generic[Result]):
     on_failure: asked first when a task died with its actor or raised; what it takes over counts as done.
     reissue: once nothing waits, idle actors get copies of the tasks that run longest. The first to finish
     wins and the others are killed, so a task must be one that may be done twice.
+    depth: tasks that an actor has at a time, in threads of its own: one reads or writes while another
+    computes. A task that failed before, or for which `alone` is true, has its actor for itself, so that it
+    alone is to blame for a death.
     """
 
     make: Callable[[], Work[Result]]
@@ -177,6 +183,8 @@ class Pool(Generic[Result]):
     n_actors: int
     on_failure: OnFailure | None = None
     reissue: bool = False
+    depth: int = 1
+    alone: Callable[[Any], bool] = field(default=lambda _task: False)
     reissued: list[Any] = field(default_factory=list)
     _waiting: deque[Any] = field(default_factory=deque)
     _idle: list[Any] = field(default_factory=list)
@@ -184,6 +192,7 @@ class Pool(Generic[Result]):
     _open: set[Any] = field(default_factory=set)
     _tries: dict[Any, int] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
+    _dead: list[Any] = field(default_factory=list)
 
     def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
         """Yields (task, result) as tasks finish, in no particular order.
@@ -208,14 +217,32 @@ class Pool(Generic[Result]):
             self._open.add(task)
 
     def _hand_out(self) -> None:
-        while self._waiting and (self._idle or len(self._busy) < self.n_actors):
-            self._give(self._waiting.popleft())
+        while self._waiting and (actor := self._free_for(self._waiting[0])) is not None:
+            self._give(self._waiting.popleft(), actor)
         if self.reissue and self._idle and (slowest := self._slowest()) is not None:
             self.reissued.append(slowest)
-            self._give(slowest)
+            self._give(slowest, self._idle.pop())
 
-    def _give(self, task: Any) -> None:
-        actor = self._idle.pop() if self._idle else self._start()
+    def _free_for(self, task: Any) -> Any | None:
+        """An actor that may have the task now; None where it has to wait."""
+        if self._idle:
+            return self._idle.pop()
+        tasks: dict[Any, list[Any]] = {}
+        for running in self._busy.values():
+            if running.actor not in self._dead:
+                tasks.setdefault(running.actor, []).append(running.task)
+        if len(tasks) < self.n_actors:
+            return self._start()
+        if self._is_alone(task):
+            return None
+        shared = [a for a, given in tasks.items() if not any(map(self._is_alone, given))]
+        freest = min(shared, key=lambda actor: len(tasks[actor]), default=None)
+        return freest if freest is not None and len(tasks[freest]) < self.depth else None
+
+    def _is_alone(self, task: Any) -> bool:
+        return task in self._tries or self.alone(task)
+
+    def _give(self, task: Any, actor: Any) -> None:
         self._busy[actor.run.remote(task)] = _Running(actor, task, time.monotonic())
 
     def _patience(self) -> float | None:
@@ -239,16 +266,22 @@ class Pool(Generic[Result]):
             result = ray.get(reference)
         except RayError as error:
             if isinstance(error, RayTaskError):  # only the task failed
-                self._idle.append(running.actor)
+                self._rest(running.actor)
             else:
+                self._dead.append(running.actor)
                 self._drop_dead()
             self._failed(running.task, error)
             return
-        self._idle.append(running.actor)
+        self._rest(running.actor)
         if running.task in self._open:
             self._open.remove(running.task)
             self._seconds.append(time.monotonic() - running.since)
             yield running.task, result
+
+    def _rest(self, actor: Any) -> None:
+        """Counts an actor as idle, unless it has another task."""
+        if all(running.actor != actor for running in self._busy.values()):
+            self._idle.append(actor)
 
     def _drop_dead(self) -> None:
         """Forgets idle actors that died too, with their node say: each would cost a task one of its tries."""
@@ -262,6 +295,7 @@ class Pool(Generic[Result]):
 
     def _start(self) -> Any:
         options: dict[str, Any] = {"num_cpus": self.resources.num_cpus, "num_gpus": self.resources.num_gpus}
+        options["max_concurrency"] = self.depth
         return _Host.options(**options).remote(self.make)  # type: ignore[attr-defined]
 
     def _failed(self, task: Any, error: RayError) -> None:
@@ -290,5 +324,5 @@ class Pool(Generic[Result]):
             ray.kill(actor)
         if self._busy:  # a copy that lost must not go on writing
             ray.wait(list(self._busy), num_returns=len(self._busy), timeout=STOP_SECONDS)
-        self._idle, self._busy, self._open = [], {}, set()
+        self._idle, self._busy, self._open, self._dead = [], {}, set(), []
         self._waiting.clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +54,9 @@ from nightjar.tables import QUARANTINE_SCHEMA, VectorType
 
 Parts = dict[int, tuple[FileEntry, Mapping[str, str]]]
 """Part -> its entry and its metadata."""
+GPU_DEPTH, CPU_DEPTH = 2, 1
+"""Tasks that an actor has at a time. With a GPU one is read or written while the other is encoded; on a CPU
+the one core of an actor does both anyway."""
 REPEATED_TEXTS = 2048
 """Repeated texts encoded as one task: parts that need them wait for the last of these."""
 
@@ -177,7 +181,9 @@ class Run:
 
     def _pool(self, resources: Resources, n_tasks: int, reissue: bool = True) -> actors.Pool[Encoded]:
         size = actors.pool_size(resources, n_tasks)
-        return actors.Pool(self._work, resources, size, reissue=reissue)
+        depth = GPU_DEPTH if resources.num_gpus else CPU_DEPTH
+        alone = operator.attrgetter("alone")
+        return actors.Pool(self._work, resources, size, reissue=reissue, depth=depth, alone=alone)
 
     def _map(
         self, tasks: Sequence[EncodeTask], pool: actors.Pool[Encoded], progress: Task

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +66,11 @@ class EncodeTask:
     listed: Listed = field(default=(), compare=False)
 
     @property
+    def alone(self) -> bool:
+        """Whether nothing else may run beside it: what dies then is this task's doing."""
+        return self.span is not None or self.searched
+
+    @property
     def n_texts(self) -> int:
         return sum(len(rows) for _, rows in self.where)
 
@@ -109,22 +115,36 @@ class EncodeWork:
 
 
 class EncodeTexts:
-    """Inside an actor: does one task after the other with one encoder."""
+    """Inside an actor: does the tasks it is given with one encoder, in one thread or several.
+
+    The encoder is one task's at a time; meanwhile another reads its texts or writes its part.
+    """
 
     def __init__(self, work: EncodeWork, encoder_: TextEncoder) -> None:
         self.work, self.encoder = work, encoder_
+        self._encoding, self._mapping, self._billing = Lock(), Lock(), Lock()
+        self._billed = 0.0
 
     def __call__(self, task: EncodeTask) -> Encoded:
         started = time.perf_counter()
         texts, hashes = self._texts(task.where)
         if task.span is not None:
-            self.encoder.encode(texts[slice(*task.span)])
-            return Encoded(None, (), {"seconds": time.perf_counter() - started}, {})
-        vectors, bad, counts = self._encode(task, texts, hashes)
+            with self._encoding:
+                self.encoder.encode(texts[slice(*task.span)])
+            return Encoded(None, (), {"seconds": self._seconds(started)}, {})
+        with self._encoding:
+            vectors, bad, counts = self._encode(task, texts, hashes)
         write = self._write_part if task.kind == "part" else self._write_repeated
         (entry, metadata), bad = write(task, hashes, vectors, bad)
-        counts |= {"rows": entry.rows, "seconds": time.perf_counter() - started}
+        counts |= {"rows": entry.rows, "seconds": self._seconds(started)}
         return Encoded(entry, bad, counts, metadata)
+
+    def _seconds(self, started: float) -> float:
+        """Seconds that an actor was busy for a task and that no other task has been billed for."""
+        with self._billing:
+            now = time.perf_counter()
+            since, self._billed = max(started, self._billed), now
+            return now - since
 
     def _texts(self, where: Iterable[tuple[int, np.ndarray]]) -> tuple[list[str], list[str]]:
         """The texts of a task and their hashes."""
@@ -190,7 +210,8 @@ class EncodeTexts:
         """The matrix of a table on this host; only if something of it is wanted."""
         if committed is None or not wanted:
             return np.empty((0, self.encoder.dim), np.float32)
-        return mapped_matrix(committed)
+        with self._mapping:  # a file lock, which threads of one process do not keep from each other
+            return mapped_matrix(committed)
 
     def _write(
         self, attempt: Attempt, task: EncodeTask, rows: pa.Table, matrix: np.ndarray, told: Sequence[Any]

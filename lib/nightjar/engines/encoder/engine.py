@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -96,13 +98,23 @@ class Encoder:
         distinct, inverse = _distinct(texts)
         vectors = np.empty((len(distinct), self._dim), np.float32)
         n_tokens, flops, tokenizing, n_batches = 0, 0.0, 0.0, self._runner.n_batches
+        under_way: list[tuple[int, int, Callable[[], NDArray[np.float32]]]] = []
+
+        def finish_windows(but: int) -> None:
+            """Takes the vectors of all windows but the last few, which the device is still at."""
+            while len(under_way) > but:
+                at, n, wait = under_way.pop(0)
+                vectors[at : at + n] = wait()
+
         for at, rows, seconds in self._tokenized(distinct):
             with torch.inference_mode():
-                vectors[at : at + len(rows)] = self._runner(rows, self._dim)
+                under_way.append((at, len(rows), self._runner.start(rows, self._dim)))
+            finish_windows(1)
             lengths = rows.lengths
             n_tokens += int(lengths.sum())
             flops += self._flops(lengths)
             tokenizing += seconds
+        finish_windows(0)
         self.last_stats = EncodeStats(
             n_texts=len(texts),
             n_distinct=len(distinct),
@@ -119,7 +131,8 @@ class Encoder:
     def _tokenized(self, texts: list[str]) -> Iterator[tuple[int, TokenRows, float]]:
         """Windows of texts as (first text, rows, seconds of tokenising).
 
-        Beside a GPU the next window is tokenised while this one runs; a CPU actor has one core for both.
+        Beside a GPU the next windows are tokenised while this one runs, on as many threads as there are
+        cores where the compiled tokenizer does it, which needs no lock; a CPU actor has one core for both.
         """
 
         def tokenize(at: int) -> tuple[int, TokenRows, float]:
@@ -127,16 +140,17 @@ class Encoder:
             rows = self._tokenizer(texts[at : at + WINDOW])
             return at, rows, time.perf_counter() - before
 
-        starts = range(0, len(texts), WINDOW)
+        starts = iter(range(0, len(texts), WINDOW))
         if not self.spec.on_gpu:
             yield from map(tokenize, starts)
             return
-        with ThreadPoolExecutor(max_workers=1) as ahead:
-            following: Future[tuple[int, TokenRows, float]] | None = None
-            for at in starts:
-                window = following.result() if following else tokenize(at)
-                more = at + WINDOW < len(texts)
-                following = ahead.submit(tokenize, at + WINDOW) if more else None
+        yield from map(tokenize, itertools.islice(starts, 1))  # before the others: it may change the way
+        n_threads = self.spec.threads if self._tokenizer.way == "WordPiece" else 1
+        with ThreadPoolExecutor(n_threads) as pool:
+            ahead = deque(pool.submit(tokenize, at) for at in itertools.islice(starts, n_threads))
+            while ahead:
+                window = ahead.popleft().result()
+                ahead.extend(pool.submit(tokenize, at) for at in itertools.islice(starts, 1))
                 yield window
 
     def _forward(self, batch: PackedBatch) -> torch.Tensor:

@@ -58,9 +58,17 @@ class Pooler:
         weight = (place + 1).to(hidden.dtype)[:, None] * keep if mode == "weightedmean" else keep
         if mode == "weightedmean" or self.n_prompt:
             hidden = hidden * weight
-        total = hidden.new_zeros((n, hidden.shape[1])).index_add_(0, row, hidden)
+        total = _sums(hidden, row, lengths)
         divisor = hidden.new_zeros((n, 1)).index_add_(0, row, weight).clamp_(min=1e-9)
         return total / (divisor.sqrt() if mode == "mean_sqrt_len_tokens" else divisor)
+
+
+def _sums(hidden: Tensor, row: Tensor, lengths: Tensor) -> Tensor:
+    """Sums (n, D) of each sequence's rows, first to last: a GPU's index_add adds in any order."""
+    if hidden.is_cuda:
+        summed: Tensor = torch.segment_reduce(hidden, "sum", lengths=lengths, unsafe=True)
+        return summed
+    return hidden.new_zeros((len(lengths), hidden.shape[1])).index_add_(0, row, hidden)
 
 
 def load_head(layout: ModelLayout, device: torch.device) -> Head:

@@ -39,17 +39,21 @@ class Runner:
         self.n_out_of_memory = 0
 
     def __call__(self, rows: TokenRows, dim: int) -> NDArray[np.float32]:
-        """Vectors (n, dim) of the rows, in their order; a row without a token gets zeros.
+        """Vectors (n, dim) of the rows, in their order; a row without a token gets zeros."""
+        return self.start(rows, dim)()
 
-        They stay on the device until all are there: one copy back, and no waiting between batches.
+    def start(self, rows: TokenRows, dim: int) -> Callable[[], NDArray[np.float32]]:
+        """Begin with the rows; what is returned waits for their vectors.
+
+        They stay on the device until all are there: one copy back, and no waiting between batches. On a GPU
+        that copy is still under way when this returns, so the next rows can begin.
         """
         out = torch.zeros((len(rows), dim), device=self._device)
         queue = BatchQueue(rows, padded=self._padded)
         while queue:
             for batch, vectors in self._run(queue.take(self._budget)):
                 out[to_device(torch.from_numpy(batch.rows), self._device)] = vectors
-        vectors_here: NDArray[np.float32] = out.cpu().numpy()
-        return vectors_here
+        return _copied_back(out)
 
     def _run(self, batch: PackedBatch) -> list[tuple[PackedBatch, Tensor]]:
         """The batch and its vectors, in as many pieces as memory asks for.
@@ -88,6 +92,24 @@ class Runner:
         if self._in_peace >= _REGROW_AFTER and self._budget < self._full_budget:
             self._in_peace = 0
             self._budget = min(self._full_budget, self._budget * 2)
+
+
+def _copied_back(out: Tensor) -> Callable[[], NDArray[np.float32]]:
+    """Copies a tensor to this side, into pinned memory where it is on a GPU; the result waits for it."""
+    if not out.is_cuda:
+        at_hand: NDArray[np.float32] = out.numpy()
+        return lambda: at_hand
+    here = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+    here.copy_(out, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> NDArray[np.float32]:
+        done.synchronize()
+        vectors: NDArray[np.float32] = here.numpy()
+        return vectors
+
+    return wait
 
 
 def is_out_of_memory(error: BaseException) -> bool:

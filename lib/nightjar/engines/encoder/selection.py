@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nightjar.engines.encoder import attention, linear
 from nightjar.engines.encoder.backbone import Backbone, PackedBackbone, PaddedBackbone, position_offset
 from nightjar.engines.encoder.packing import PackedBatch
+from nightjar.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,19 @@ def choose(model: nn.Module, max_length: int, pad_id: int, precision: str) -> Ch
     """The fastest way that is right: by hand and packed, packed, or padded; on a CPU with faster products.
 
     int8 is run as fp32 where the CPU's int8 product is missing or wrong.
+
+    Raises:
+        ConfigError: half precision makes infinities or NaN of this model.
     """
     hidden_size = int(_config(model).hidden_size)
     padded = PaddedBackbone(model, pad_id, hidden_size)
     batch = probe(model, max_length)
     alone = torch.cat([padded(_one(batch, i)) for i in range(len(batch.lengths))])
+    if precision in ("fp16", "bf16") and not bool(torch.isfinite(alone).all()):
+        raise ConfigError(
+            f"{type(model).__name__} leaves the range of {precision} (Gemma does in fp16): use "
+            f"{'bf16' if precision == 'fp16' else 'fp32'}"
+        )
     passed_over: dict[str, str] = {}
     on_cpu = alone.device.type == "cpu"
     if precision == "int8" and not linear.int8_works():

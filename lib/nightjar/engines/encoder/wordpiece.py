@@ -14,6 +14,7 @@ import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ class Characters:
     _spelled: bytearray = field(default_factory=bytearray)
     _refused: set[str] = field(default_factory=set)
     _kinds: dict[str, int] = field(default_factory=dict)
+    _learning: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         """Learn ASCII.
@@ -79,16 +81,17 @@ class Characters:
                 self.ascii_kind[point], self.ascii_byte[point] = self._kind(becomes), ord(becomes)
 
     def learn(self, texts: Sequence[str]) -> bool:
-        """Learn what no text had before; whether there was any such character."""
+        """Learn what no text had before; whether these texts may do better now."""
         seen = {c for c in set().union(*texts) if ord(c) >= kernels.N_ASCII} - self._refused
-        new = [c for c in sorted(seen) if self.entry[ord(c)] == kernels.UNKNOWN]
-        for character in new:
-            self._learn(character)
-        return bool(new)
+        with self._learning:
+            for character in sorted(seen):
+                if self.entry[ord(character)] == kernels.UNKNOWN:
+                    self._learn(character)
+        return bool(seen)
 
     @property
     def tables(self) -> tuple[NDArray[Any], ...]:
-        """As the kernel takes them."""
+        """As the kernel takes them. What another thread learns meanwhile lies past the end of ``spelled``."""
         spelled = np.frombuffer(bytes(self._spelled) or b"\0", np.uint8)
         return self.ascii_kind, self.ascii_byte, self.entry, spelled
 
@@ -99,11 +102,12 @@ class Characters:
         if any(unicodedata.combining(c) for c in becomes) or len(becomes) > len(character.encode()):
             self._refused.add(character)
             return
-        self.entry[ord(character)] = len(self._spelled)
+        place = len(self._spelled)
         self._spelled.append(len(becomes))
         for c in becomes:
             spelling = c.encode()
             self._spelled += bytes([self._kind(c), len(spelling)]) + spelling
+        self.entry[ord(character)] = place  # last: other threads read it
 
     def _kind(self, c: str) -> int:
         """Whether the splitter takes a normalised character for a letter, a gap or a word of its own."""

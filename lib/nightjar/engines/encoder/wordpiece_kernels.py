@@ -153,7 +153,7 @@ def encode(
                     point = (point << 6) | (np.int64(data[place + k]) & 0x3F)
                 place += size
                 source = np.int64(entry[point])
-                if source < 0:
+                if source < 0 or source >= spelled.shape[0]:
                     failed = True
                     break
                 count = np.int64(spelled[source])
