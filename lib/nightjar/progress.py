@@ -20,7 +20,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class Task:
-    """One stretch of work in parts; `advance` is called as parts finish."""
+    """One stretch of work in parts; `advance` is called as parts finish, `note` stands behind the rate."""
 
     report: Report
     label: str
@@ -30,6 +30,7 @@ class Task:
     done: int = 0
     rate_done: float = 0.0
     rate_unit: str = ""
+    note: str = ""
     _said: float = field(default_factory=time.monotonic)
 
     def advance(self, parts: int = 1, amount: float = 0.0, unit: str = "") -> None:
@@ -41,9 +42,10 @@ class Task:
 
     @property
     def rate(self) -> str:
-        """For example `1,234 items/s`; empty before anything is done."""
+        """For example `1,234 items/s`, and what else is to be said of it; empty before anything is done."""
         seconds = max(time.monotonic() - self.started, 1e-9)
-        return f"{self.rate_done / seconds:,.0f} {self.rate_unit}/s" if self.rate_done else ""
+        rate = f"{self.rate_done / seconds:,.0f} {self.rate_unit}/s" if self.rate_done else ""
+        return ", ".join(word for word in (rate, self.note) if word)
 
     @property
     def seconds_left(self) -> float | None:

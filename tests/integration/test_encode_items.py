@@ -329,7 +329,10 @@ def test_a_part_says_what_made_it(tmp_path: Path, storage: str) -> None:
 
 @pytest.mark.parametrize("price", [None, 3.6])
 def test_what_a_million_items_cost(tmp_path: Path, price: float | None) -> None:
-    bench = Bench.at(tmp_path)
-    metrics = bench.run([["a", "b"]], bench.night(hourly_price=price)).metrics
+    bench, said = Bench.at(tmp_path), io.StringIO()
+    night = replace(bench.night(hourly_price=price), report=Report(said))
+    metrics = bench.run([["a", "b"]], night).metrics
+    assert ("a million items cost" in said.getvalue()) == (price is not None)
+    assert metrics["texts_per_second"] > 0
     expected = None if price is None else pytest.approx(metrics["actor_seconds"] * 1e-3 * 1e6 / 2, abs=1)
     assert metrics["cost_per_million_items"] == expected

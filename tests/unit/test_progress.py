@@ -47,6 +47,15 @@ def test_slow_work_says_a_line_now_and_then(clock: Clock) -> None:
     ]
 
 
+def test_a_note_stands_behind_the_rate(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Report(stream).task("encode", 4, "texts") as task:
+        clock.now += 20
+        task.note = "7 tokens/s"
+        task.advance(1, 50, "items")
+    assert stream.getvalue() == "encode: 1/4 texts, 2 items/s, 7 tokens/s, 60 s left\n"
+
+
 def test_quick_work_and_quiet_reports_say_nothing(clock: Clock) -> None:
     stream = io.StringIO()
     _work(Report(stream), clock, seconds=0.1)

@@ -16,6 +16,7 @@ class Bill:
 
     resumed_parts: int
     resumed: int
+    hourly_price: float | None = None
     reissued: int = 0
     n_quarantined: int = 0
     totals: Counter[Any] = field(default_factory=Counter)
@@ -30,26 +31,46 @@ class Bill:
         return self.totals["flops"] / max(self.totals["peak_flops"], 1.0)
 
     @property
+    def tokens_per_second(self) -> float:
+        """Tokens for each second that an actor was at work."""
+        return self.totals["tokens"] / max(self.totals["seconds"], 1e-9)
+
+    @property
+    def cost_per_million(self) -> float | None:
+        """What a million encoded items cost; None without a price or before anything is encoded."""
+        encoded = int(self.totals["encoded"])
+        if self.hourly_price is None or not encoded:
+            return None
+        return float(self.totals["seconds"] / 3600 * self.hourly_price * 1e6 / encoded)
+
+    def so_far(self, seconds: float) -> str:
+        """For the progress line, after so many seconds of the clock."""
+        cost = self.cost_per_million
+        return ", ".join(
+            [
+                f"{self.totals['tokens'] / max(seconds, 1e-9):,.0f} tokens/s",
+                f"{self.share_of_peak:.0%} of the matrix product's rate",
+                *([f"{cost:,.2f} a million items"] if cost is not None else []),
+            ]
+        )
+
+    @property
     def sentence(self) -> str:
         """For a person, after the last part."""
-        sums = self.totals
+        sums, cost = self.totals, self.cost_per_million
         return (
             f"{sums['encoded']:,.0f} texts encoded, {sums['reused']:,.0f} rows reused, "
             f"{self.n_quarantined:,} quarantined; {sums['tokens']:,.0f} tokens, "
             f"{self.tokens_per_second:,.0f} a second of an actor, "
             f"{self.share_of_peak:.0%} of its matrix product's rate"
+            + (f"; a million items cost {cost:,.2f}" if cost is not None else "")
         )
 
     @property
-    def tokens_per_second(self) -> float:
-        """Tokens for each second that an actor was at work."""
-        return self.totals["tokens"] / max(self.totals["seconds"], 1e-9)
-
-    def metrics(self, hourly_price: float | None) -> Metrics:
+    def metrics(self) -> Metrics:
         """The figures of a manifest."""
-        sums, hours = self.totals, self.totals["seconds"] / 3600
+        sums, seconds = self.totals, max(self.totals["seconds"], 1e-9)
         encoded, reused = int(sums["encoded"]), int(sums["reused"])
-        cost = hours * hourly_price * 1e6 / encoded if hourly_price is not None and encoded else None
         repeated = int(sums["rows"]) - encoded - reused - self.n_quarantined
         return {
             "resumed_parts": self.resumed_parts,
@@ -62,6 +83,7 @@ class Bill:
             "tokens": int(sums["tokens"]),
             "actor_seconds": round(sums["seconds"], 3),
             "tokens_per_second": round(self.tokens_per_second, 1),
+            "texts_per_second": round(encoded / seconds, 1),
             "share_of_peak": round(self.share_of_peak, 4),
-            "cost_per_million_items": cost,
+            "cost_per_million_items": self.cost_per_million,
         }

@@ -92,7 +92,8 @@ def encode_texts(
     facts = {**model_facts(spec), "storage": how.storage}
     wanted = Wanted(tables, model_fingerprint(spec), facts)
     finished = _finished(text, attempt)
-    bill = Bill(resumed_parts=len(finished), resumed=sum(entry.rows for entry, _ in finished.values()))
+    resumed = sum(entry.rows for entry, _ in finished.values())
+    bill = Bill(resumed_parts=len(finished), resumed=resumed, hourly_price=hourly_price)
     todo = [part for part in range(len(text.parts)) if part not in finished]
     if todo:
         earlier = find_reusable(night, wanted, retry=how.retry_quarantined)
@@ -111,7 +112,7 @@ def encode_texts(
     described = json.loads(in_order[0][1][ENCODER]) if in_order else {}
     return {
         tables.unit: text.manifest.rows,
-        **bill.metrics(hourly_price),
+        **bill.metrics,
         "quarantine": reasons,
         "model": wanted.fingerprint,
         "encoder": {**described, **wanted.facts},
@@ -200,10 +201,8 @@ class Run:
             else:
                 self._part_is_done(task, encoded)
             if task.span is None:
-                tokens = self._bill.totals["tokens"] / max(time.monotonic() - progress.started, 1e-9)
-                # A task shows one rate; the tokens' rides in its unit.
-                unit = f"{self._work.tables.unit}/s, {tokens:,.0f} tokens"
-                progress.advance(task.n_texts, encoded.counts["rows"], unit)
+                progress.note = self._bill.so_far(time.monotonic() - progress.started)
+                progress.advance(task.n_texts, encoded.counts["rows"], self._work.tables.unit)
         self._bill.reissued += len(pool.reissued)
         return [task for task in pool.reissued if task.kind == "part" and self._is_torn(task)]
 
