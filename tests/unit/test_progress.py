@@ -50,6 +50,7 @@ def test_slow_work_says_a_line_now_and_then(clock: Clock) -> None:
 def test_a_note_stands_behind_the_rate(clock: Clock) -> None:
     stream = io.StringIO()
     with Report(stream).task("encode", 4, "texts") as task:
+        task.started = task._said = clock.now
         clock.now += 20
         task.note = "7 tokens/s"
         task.advance(1, 50, "items")
