@@ -28,7 +28,8 @@ def vector_of(text: str, precision: str = "fp32") -> np.ndarray:
 
 @dataclass(frozen=True)
 class StandIn:
-    """Loads the encoder in an actor. What it encodes is noted under `notes`; `heals`: deadly texts hurt once.
+    """Loads the encoder in an actor. What it encodes is noted under `notes`; `heals`: deadly texts hurt once;
+    `seconds`: what every call takes.
 
     A text with DIE kills the process, RAISE raises, STOP raises on purpose, SLEEP dawdles the first time,
     NAN and ZERO give such vectors.
@@ -36,6 +37,7 @@ class StandIn:
 
     notes: Path
     heals: bool = False
+    seconds: float = 0.0
 
     def __call__(self, spec: EncoderSpec) -> StandInEncoder:
         return StandInEncoder(self, spec)
@@ -65,6 +67,7 @@ class StandInEncoder:
         self.last_stats = EncodeStats()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
+        time.sleep(self.given.seconds)
         for text in texts:
             self._hurt(text)
         with (self.given.notes / f"done-{os.getpid()}").open("a") as notes:
