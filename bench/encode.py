@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if (data_folder() / "online_retail").exists() and not options.quick:
         result["recall"] = encode_loss.recall_lost("online_retail")
-    result["end_to_end"] = encode_end_to_end.measure(n * 3 // 5, rounds, os.cpu_count() or 1)
+    result["end_to_end"] = encode_end_to_end.measure(n, 2, os.cpu_count() or 1)
     report(result, facts)
 
 
