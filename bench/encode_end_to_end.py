@@ -217,7 +217,7 @@ def _ray_data(at: Path, files: list[str], actors: int) -> Path:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.read_parquet(files, columns=["item_id", "text"])
+    rows = ray.data.read_parquet(files, columns=["item_id", "text"], override_num_blocks=len(files))
     pool = ray.data.ActorPoolStrategy(size=actors)
     rows.map_batches(SentenceTransformers, compute=pool, num_cpus=1, batch_size=1024).write_parquet(str(at))
     return at
