@@ -527,9 +527,10 @@ class Evaluate(Section):
     test_days: Positive = 7
     windows: Positive = Field(1, description="how many t0, test_days apart, the last one ending with ds")
     ks: tuple[Positive, ...] = (10, 20)
-    baselines: tuple[Literal["popular", "item_knn", "ease", "text_mean", "random"], ...] = Field(
+    baselines: tuple[Literal["popular", "item_knn", "ease", "als", "text_mean", "random"], ...] = Field(
         ("popular", "item_knn", "ease", "text_mean", "random"),
-        description="single methods ranked beside the lists; ease where the night has learnt it",
+        description="single methods ranked beside the lists; ease where the night has learnt it; als is "
+        "Spark's implicit ALS, untuned, and takes longer than the others together",
     )
     popular_days: Positive = Field(30, description="days that the baseline `popular` counts users over")
     activity: tuple[Positive, ...] = Field(

@@ -36,7 +36,13 @@ SCENES = {
 SECTIONS: dict[str, Any] = {
     "clean_events": {"scenes": SCENES},
     "rank": {"k": K, "max_per_category": None},
-    "evaluate": {"ks": [2, K], "n_resamples": 100, "test_days": 3, "activity": [4]},
+    "evaluate": {
+        "ks": [2, K],
+        "n_resamples": 100,
+        "test_days": 3,
+        "activity": [4],
+        "baselines": ["popular", "item_knn", "ease", "als", "text_mean", "random"],
+    },
 }
 FILMS, COLD = 4, "i008"
 """Items of a taste numbered below FILMS are films; one more, of taste 0, nobody has touched before t0."""
@@ -146,7 +152,7 @@ def test_figures_of_a_user_follow_from_the_published_list(ran: Ran) -> None:
 
 def test_a_stranger_counts_as_zero_for_every_method(ran: Ran) -> None:
     methods = {row["method"] for row in ran.tested.user_metrics.read().to_pylist()}
-    assert methods == {"nightjar", "popular", "item_knn", "ease", "text_mean", "random"}
+    assert methods == {"nightjar", "popular", "item_knn", "ease", "als", "text_mean", "random"}
     for method in methods:
         row = rows_of(ran, method=method, target="all")["stranger"]
         assert row["group"] == "unknown"
@@ -159,12 +165,12 @@ def test_baselines_recommend_nothing_seen_and_item_knn_nothing_cold(ran: Ran) ->
     for event in two_scenes().events:
         seen.setdefault(event["user_id"], set()).add(event["item_id"])
     items = [row["item_id"] for row in sorted(two_scenes().items, key=lambda one: str(one["item_id"]))]
-    for method in ("popular", "item_knn", "ease", "text_mean", "random"):
+    for method in ("popular", "item_knn", "ease", "als", "text_mean", "random"):
         for user, row in rows_of(ran, method=method, target="all").items():
             shown = [items[number] for number in row["item_nums"]]
             assert len(shown) == len(set(shown)) == (0 if user == "stranger" else K)
             assert not set(shown) & seen.get(user, set()), (method, user)
-            if method in ("item_knn", "ease") and user.startswith("b") and user != "stranger":
+            if method in ("item_knn", "ease", "als") and user.startswith("b") and user != "stranger":
                 assert shown[0] == f"i{int(user[1:]) % 6}{int(user[1:]) // 6:02d}", (method, user)
 
 

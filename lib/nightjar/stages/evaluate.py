@@ -22,6 +22,7 @@ from nightjar.kernels.metrics import accuracy
 from nightjar.stage import Metrics, Night
 from nightjar.stages.about_lists import catalogue_of, category_sets, names_of_about
 from nightjar.stages.evaluate_part import OURS, EvaluatePart, ItemSide, UserSide, read_attempt
+from nightjar.stages.implicit_als import item_factors
 from nightjar.stages.rated_events import write_ratings
 from nightjar.stages.rating_figures import predicted, rating_figures
 from nightjar.stages.single_methods import SingleInputs, methods_of
@@ -182,6 +183,7 @@ def _task(
         catalogue.available,
         catalogue.cold,
         params.seed,
+        item_factors(session, night, params.seed) if "als" in params.baselines else None,
     )
     categories = category_sets(items["category"], params.category_separator)
     people = UserSide(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 from scipy import sparse
 
+from nightjar.kernels.als import fold_in
 from nightjar.kernels.fallback import Fallback, fill
 from nightjar.kernels.interactions import Histories
 from nightjar.kernels.taste import unit_rows
@@ -23,13 +24,15 @@ from nightjar.store import Committed
 
 SCORES_AT_ONCE = 1 << 23
 """Dense scores in memory: 32 MiB; a block has as many users as that allows, one at least."""
+ALS_ALPHA, ALS_RIDGE = 10.0, 0.1
 RANDOM_DRAWS = 4
 """`random`: items drawn for each slot, so that seen ones can be left out."""
 
 
 @dataclass(frozen=True)
 class SingleInputs:
-    """What the methods are made of, as commits that travel to tasks; popular: available items, best first."""
+    """What the methods are made of, as commits that travel to tasks. popular: available items, best first;
+    factors: (n_items, f) float32 item factors of implicit ALS, or None where it is not wanted."""
 
     neighbours: Committed
     embeddings: Committed
@@ -37,6 +40,7 @@ class SingleInputs:
     available: np.ndarray
     cold: np.ndarray
     seed: int
+    factors: np.ndarray | None = None
 
 
 class SingleMethods:
@@ -53,6 +57,7 @@ class SingleMethods:
             "popular": lambda mine, barred, k: self._filled(_nothing(mine, k), barred),
             "item_knn": lambda mine, barred, k: self._related("co_occurrence", mine, barred, k),
             "ease": lambda mine, barred, k: self._related("ease", mine, barred, k),
+            "als": self._als,
             "text_mean": self._text_mean,
             "random": self._random,
         }
@@ -66,6 +71,14 @@ class SingleMethods:
         x, S = _liked(mine, self.n_items), self.relations[relation]
         usable = self.inputs.available & ~self.inputs.cold
         return self._best(mine, barred, k, lambda rows: np.asarray((x[rows] @ S).toarray()), usable)
+
+    def _als(self, mine: Histories, barred: ItemLists, k: int) -> np.ndarray:
+        """Implicit ALS, each user's factors from what they like; cold items have none."""
+        Y = self.inputs.factors
+        assert Y is not None
+        U = fold_in(_liked(mine, self.n_items), Y, ALS_ALPHA, ALS_RIDGE)
+        usable = self.inputs.available & ~self.inputs.cold
+        return self._best(mine, barred, k, lambda rows: U[rows] @ Y.T, usable)
 
     def _text_mean(self, mine: Histories, barred: ItemLists, k: int) -> np.ndarray:
         """The mean of the raw embeddings of the liked items, by cosine."""
