@@ -21,20 +21,23 @@ def n_lists(n_items: int) -> int:
 
 
 def train_centroids(vectors: F32, count: int, seed: int) -> F32:
-    """k-means centroids (count, d) of vectors (n, d) float32, on TRAIN_PER_LIST sampled vectors a list."""
+    """k-means centroids (count, d) of vectors (n, d) float32, on TRAIN_PER_LIST sampled vectors a list.
+
+    The sample is read again block by block in each round, so that it needs no memory.
+    """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(len(vectors), min(len(vectors), count * TRAIN_PER_LIST), replace=False))
-    sample = np.asarray(vectors[chosen])
-    centroids = sample[rng.choice(len(sample), count, replace=False)]
+    centroids = np.array(vectors[chosen[rng.choice(len(chosen), count, replace=False)]])
     for _ in range(ITERATIONS):
-        nearest = assign(sample, centroids)
-        sizes = np.bincount(nearest, minlength=count)
-        sums = torch.zeros((count, sample.shape[1])).index_add_(
-            0, torch.from_numpy(nearest), torch.from_numpy(sample)
-        )
+        sums, sizes = torch.zeros((count, vectors.shape[1])), np.zeros(count, np.int64)
+        for start in range(0, len(chosen), BLOCK):
+            block = np.array(vectors[chosen[start : start + BLOCK]])
+            nearest = assign(block, centroids)
+            sizes += np.bincount(nearest, minlength=count)
+            sums.index_add_(0, torch.from_numpy(nearest), torch.from_numpy(block))
         centroids = sums.numpy() / np.maximum(sizes, 1)[:, None].astype(np.float32)
         empty = np.flatnonzero(sizes == 0)
-        centroids[empty] = sample[rng.choice(len(sample), len(empty), replace=False)]
+        centroids[empty] = vectors[chosen[rng.choice(len(chosen), len(empty), replace=False)]]
     return centroids
 
 
