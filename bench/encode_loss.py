@@ -39,20 +39,23 @@ def neighbours_lost(texts: list[str]) -> dict[str, dict[str, Any]]:
 
 def recall_lost(name: str) -> dict[str, dict[str, Any]]:
     """By precision, Recall@20 minus that of fp32 with its interval: (text alone, Nightjar as it comes)."""
-    from bench.quality import TEST_FROM, default_lists, measure
+    from bench.quality import TEST_FROM, TEST_USERS, nightjar
     from bench.quality_baselines import text_profile
     from bench.quality_data import read_log, split
+    from bench.quality_measure import held_against, history, lists_of
     from nightjar.kernels import taste
     from nightjar.kernels.statistics import paired_difference
 
     log = read_log(name)
-    test = split(log, TEST_FROM, 1.0, 5000)
+    test = split(log, TEST_FROM, 1.0, TEST_USERS)
 
     def recalls(precision: str) -> dict[str, NDArray[np.float64]]:
         embedded = _encoded(list(log.texts), precision)[0]
         bent = taste.whiten(embedded, taste.fit_whitening(embedded, 1.0, 0.05))
-        alone = measure(test, text_profile(bent), 20.0)
-        return {"text_alone": alone.recall, "nightjar": default_lists(log, bent, test)[0].recall}
+        profile = text_profile(bent)
+        alone = lists_of(test, lambda users: profile(history(test, users, 20.0)))
+        whole = nightjar(log, embedded, test).found
+        return {"text_alone": held_against(test, alone).recall, "nightjar": whole.recall}
 
     exact = recalls("fp32")
     lost: dict[str, dict[str, Any]] = {
