@@ -194,7 +194,17 @@ class CleanEvents(Section):
         return value
 
 
-ITEM_COLUMNS = ("item_id", "title", "description", "category", "available", "first_seen", "updated_at")
+ITEM_COLUMNS = (
+    "item_id",
+    "title",
+    "description",
+    "category",
+    "available",
+    "first_seen",
+    "updated_at",
+    "image",
+    "image_bytes",
+)
 
 
 class ItemSource(Files):
@@ -209,10 +219,25 @@ class ItemSource(Files):
     time: Clock = Field(default_factory=Clock)
     not_items: tuple[str, ...] = ()
     not_items_sql: str | None = None
+    image_root: str | None = Field(
+        None, description="the folder, path or URI, under which `image` names files; nothing else is opened"
+    )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether items of this source may have a picture."""
+        return bool({"image", "image_bytes"} & {*self.columns, *self.sql})
 
     @model_validator(mode="after")
     def _known_columns(self) -> ItemSource:
         _known(self, ITEM_COLUMNS, ("item_id",))
+        given = {*self.columns, *self.sql}
+        if {"image", "image_bytes"} <= given:
+            raise ValueError("`image` names a file and `image_bytes` is one; map one of them")
+        if "image" in given and self.image_root is None:
+            raise ValueError("`image` names files: say under which folder by `image_root`")
+        if "image_bytes" in given and self.format != "parquet":
+            raise ValueError("`image_bytes` is a binary column of Parquet; elsewhere name files by `image`")
         return self
 
 
@@ -287,6 +312,10 @@ class EncodeItems(Section):
     dims: Positive | None = Field(None, description="Matryoshka truncation")
     normalize: bool = True
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    text_weight: Factor = Field(1.0, description="two-tower models: what the text counts beside the picture")
+    image_weight: Factor = Field(1.0, description="two-tower models: what the picture counts; 0: nothing")
+    max_image_bytes: Positive = Field(50_000_000, description="a larger file goes to quarantine")
+    max_image_pixels: Positive = Field(100_000_000, description="a larger picture goes to quarantine")
     storage: Literal["float32", "float16"] = Field(
         "float32",
         description="float32: lists that Spark, DuckDB and polars read; float16: bytes, half as many, that "

@@ -55,6 +55,7 @@ BUILD_ITEMS = Stage(
     "spark",
     reads=(ITEMS_RAW, Window(EVENTS)),
     writes=(ITEMS, ITEM_TEXT, ITEMS_QUARANTINE),
+    version=2,  # pictures
 )
 ENCODE_ITEMS = Stage(
     "encode_items",

@@ -342,7 +342,10 @@ ITEMS = Table(
 )
 ITEM_TEXT = Table(
     "item_text",
-    _schema(("item_id", TEXT), ("item_num", LONG), ("text", TEXT), ("text_hash", TEXT)),
+    # image: path, URI or data: URI of the item's picture; text_hash is then of both, and changes with either.
+    _schema(
+        ("item_id", TEXT), ("item_num", LONG), ("text", TEXT), ("text_hash", TEXT), ("image", TEXT, True)
+    ),
     key=("item_id",),
     checks=(not_blank("text"), at_least("item_num", 0)),
     made_by="build_items",

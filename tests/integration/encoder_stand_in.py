@@ -65,6 +65,7 @@ class StandInEncoder:
         self.dim, self.fingerprint, self.peak_flops = DIM, "stand-in", 1e6
         self.description: dict[str, Any] = {"model": "stand-in", "packed": True}
         self.last_stats = EncodeStats()
+        self.bad_images: dict[int, str] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         time.sleep(self.given.seconds)

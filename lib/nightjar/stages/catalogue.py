@@ -15,9 +15,12 @@ from pyspark.sql import functions as F
 
 from nightjar.config import BuildItems, ItemSource, Triples
 from nightjar.engines.raw import ROW, SOURCE, UNREADABLE, RawGroup, mapping, quoted_name
-from nightjar.stages.cells import bad_id, external_id, instant, not_an_item, text, truth
+from nightjar.stages.cells import BAD_LETTERS, bad_id, external_id, instant, not_an_item, text, truth
 
 TEXTS = ("title", "description", "category")
+IMAGE = "image"
+OUTSIDE = "data:,outside"
+"""What stands for a path that would leave its folder: no picture, so it goes to quarantine as one."""
 REJECTS = ("scene", "reason", "payload", "source_file")
 IDS_A_BUCKET = 2_000_000
 """Ids sorted by one task while numbers are given out; narrow rows, about 100 MB."""
@@ -47,7 +50,11 @@ def field_names(params: BuildItems) -> list[str]:
 def wanted(source: ItemSource, fields: Sequence[str]) -> dict[str, str]:
     """What to read of a source's files, as SQL."""
     own = {field_column(fields.index(name)): quoted_name(column) for name, column in source.fields.items()}
-    return {**mapping(source), **own}
+    given = mapping(source)
+    if (picture := given.pop("image_bytes", None)) is not None:
+        # A binary column comes as text of the same bytes; some releases of Spark break base64 into lines.
+        given[IMAGE] = f"concat('data:;base64,', translate(base64({picture}), '\\r\\n', ''))"
+    return {**given, **own}
 
 
 def field_column(at: int) -> str:
@@ -72,6 +79,7 @@ def judge_item(
     cleaned = group.frame.select(
         external_id(text(F.col("item_id"))).alias("item_id"),
         *(cell(column).alias(column) for column in (*TEXTS, *map(field_column, range(len(fields))))),
+        _image(source, given).alias(IMAGE),
         truth(cell("available")).alias("available"),
         moment("first_seen").alias("first_seen"),
         moment("updated_at").alias("updated_at"),
@@ -81,6 +89,19 @@ def judge_item(
     unborn = F.coalesce(F.col("updated_at") >= limits.end_micros, F.lit(False))
     reasons = [*_id_reasons(limits), (no_item, "not_an_item"), (unborn, "future")]
     return _judged(cleaned, group, name, reasons)
+
+
+def _image(source: ItemSource, given: dict[str, str]) -> Column:
+    """Where an item's picture is: inside `image_root`, or in the row itself as a data: URI; else null."""
+    if IMAGE not in given:
+        return F.lit(None).cast("string")
+    place = text(F.col(IMAGE))
+    if source.image_root is None:  # bytes; of a row without any, base64 leaves nothing
+        return F.when(~place.endswith("base64,"), place)
+    root = source.image_root.rstrip("/") + "/"
+    leaves = place.rlike(r"(^|/)\.\.(/|$)") | place.rlike(BAD_LETTERS)
+    inside = F.when(place.startswith(root), place).otherwise(F.concat(F.lit(root), place))
+    return F.when(leaves, F.lit(OUTSIDE)).otherwise(inside)
 
 
 def judge_triple(group: RawGroup, name: str, limits: Limits) -> DataFrame:
@@ -161,7 +182,7 @@ def _first(column: str) -> Column:
 def columns_of(fields: Sequence[str]) -> list[str]:
     """The columns of a cleaned item beside its id."""
     own = map(field_column, range(len(fields)))
-    return [*TEXTS, *own, "available", "first_seen", "updated_at"]
+    return [*TEXTS, IMAGE, *own, "available", "first_seen", "updated_at"]
 
 
 def facts(triples: DataFrame, source: Triples, at: int) -> DataFrame:

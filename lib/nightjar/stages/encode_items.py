@@ -4,7 +4,8 @@ A part of item_text is the unit of work, of resuming and of retrying. A text tha
 with the same model is taken over by its hash, and one that stands in several parts is encoded before them, so
 a night pays once for each text that is new. Reasons of the quarantine: kills_encoder, fails_in_encoder,
 bad_vector. Such an item keeps its row, with a vector that says nothing (`stand_in`), and the same model tries
-it again only when told to.
+it again only when told to. Items may have a picture where the model has an image tower; one that cannot be
+used (image_missing, image_unreadable, image_too_large) is listed too, and the item has its text's vector.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pyarrow as pa
 from nightjar.config import EncodeItems, Resources
 from nightjar.engines import actors
 from nightjar.engines.encoder import EncoderSpec, model_fingerprint
+from nightjar.errors import ConfigError
 from nightjar.progress import Task
 from nightjar.stage import Metrics, Night
 from nightjar.stages.encode_bill import Bill
@@ -43,12 +45,11 @@ from nightjar.stages.encode_parts import (
     Load,
     part_metadata,
     repeated_attempt,
-    told_of,
     written,
 )
 from nightjar.stages.encode_plan import Plan, make_plan
 from nightjar.stages.encode_suspects import Suspects
-from nightjar.stages.encoding import OF_ITEMS, TextTables, encoder_spec, model_facts
+from nightjar.stages.encoding import OF_ITEMS, TextTables, encoder_spec, has_image_tower, model_facts
 from nightjar.store import Attempt, Committed, FileEntry, damage
 from nightjar.tables import QUARANTINE_SCHEMA, VectorType
 
@@ -69,7 +70,13 @@ def encode_items(
     Metrics: items = resumed + encoded + reused + repeated + quarantined, where `resumed` rows lie in parts
     that an earlier run finished; what encoding cost, per second of an actor; what the model is.
     """
-    how = Encoding(OF_ITEMS, encoder_spec(params, resources), params.storage, params.retry_quarantined)
+    spec = encoder_spec(params, resources)
+    if any(source.has_images for source in night.config.build_items.sources) and not has_image_tower(spec):
+        raise ConfigError(
+            f"build_items maps pictures, but {params.model} has no image tower; name a CLIP or SigLIP model, "
+            "or map no `image`"
+        )
+    how = Encoding(OF_ITEMS, spec, params.storage, params.retry_quarantined)
     return encode_texts(night, how, resources, params.hourly_price, load)
 
 
@@ -146,7 +153,10 @@ def _write_quarantine(
     rows = []
     for part, told in zip(night.read(tables.text).parts, metadata, strict=True):
         for reason, *values in json.loads(told.get(QUARANTINED, "[]")):
-            payload = json.dumps(dict(zip(told_of(tables), values, strict=True)), ensure_ascii=False)
+            named = {
+                name: value for name, value in zip(tables.told, values, strict=True) if value is not None
+            }
+            payload = json.dumps(named, ensure_ascii=False)
             rows.append((tables.stage, tables.text.name, reason, payload, part.name))
     columns = zip(QUARANTINE_SCHEMA.names, zip(*rows, strict=True), strict=False)
     table = pa.table(dict(columns), QUARANTINE_SCHEMA) if rows else QUARANTINE_SCHEMA.empty_table()

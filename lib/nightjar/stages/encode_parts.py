@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from nightjar.engines import encoder
 from nightjar.engines.encoder import EncoderSpec
+from nightjar.engines.encoder.spec import Illustrated
 from nightjar.matrix import mapped_matrix
 from nightjar.stages.encode_plan import Sources
 from nightjar.stages.encoding import TextTables
@@ -146,29 +147,38 @@ class EncodeTexts:
             since, self._billed = max(started, self._billed), now
             return now - since
 
-    def _texts(self, where: Iterable[tuple[int, np.ndarray]]) -> tuple[list[str], list[str]]:
-        """The texts of a task and their hashes."""
-        texts: list[str] = []
+    @property
+    def _illustrated(self) -> bool:
+        return "image" in self.work.tables.text.schema.names
+
+    def _texts(self, where: Iterable[tuple[int, np.ndarray]]) -> tuple[list[str | Illustrated], list[str]]:
+        """The texts of a task, with their pictures, and their hashes."""
+        texts: list[str | Illustrated] = []
         hashes: list[str] = []
         for part, rows in where:
             if not len(rows):
                 continue
             entry = self.work.text.parts[part]
-            found = self.work.text.read_part(entry, ["text", "text_hash"]).take(pa.array(rows))
-            texts += found.column("text").to_pylist()
+            pictures = ["image"] if self._illustrated else []
+            found = self.work.text.read_part(entry, ["text", "text_hash", *pictures]).take(pa.array(rows))
+            texts += _inputs(found)
             hashes += found.column("text_hash").to_pylist()
         return texts, hashes
 
     def _encode(
-        self, task: EncodeTask, texts: Sequence[str], hashes: Sequence[str]
+        self, task: EncodeTask, texts: Sequence[str | Illustrated], hashes: Sequence[str]
     ) -> tuple[np.ndarray, Listed, dict[str, float]]:
-        """Unit vectors (t, dim) of the texts, those without a vector of their own, and what it cost."""
+        """Unit vectors (t, dim) of the texts, what goes to quarantine, and what it cost.
+
+        A text without a vector of its own gets the stand-in; one whose picture is bad has its text's vector.
+        """
         refused = dict(task.refused)
         good = [place for place in range(len(texts)) if place not in refused]
         vectors = np.zeros((len(texts), self.encoder.dim), np.float32)
         counts = {"encoded": float(len(good)), "tokens": 0.0, "flops": 0.0, "encode_seconds": 0.0}
         if good:
             vectors[good] = self.encoder.encode([texts[place] for place in good])
+            refused |= {good[at]: reason for at, reason in self.encoder.bad_images.items()}
             stats = self.encoder.last_stats
             seconds = stats.tokenize_seconds + stats.forward_seconds
             counts |= {"tokens": stats.n_tokens, "flops": stats.flops, "encode_seconds": seconds}
@@ -189,7 +199,10 @@ class EncodeTexts:
         at_rows = [(row, reasons[place]) for row, place in sources.fresh if place in reasons]
         listed = tuple(sorted((*at_rows, *task.listed)))
         tables = self.work.tables
-        text = self.work.text.read_part(self.work.text.parts[task.number], told_of(tables))
+        columns = (
+            tables.told if listed else tables.carried
+        )  # pictures may stand in the rows: read none in vain
+        text = self.work.text.read_part(self.work.text.parts[task.number], columns)
         matrix = np.empty((len(text), self.encoder.dim), np.float32)
         for pair, source in (
             (sources.fresh, vectors),
@@ -197,8 +210,10 @@ class EncodeTexts:
             (sources.repeated, self._mapped(task.lent, len(sources.repeated))),
         ):
             matrix[pair.rows] = source[pair.places]
-        told = [[reason, *(text.column(c)[row].as_py() for c in told_of(tables))] for row, reason in listed]
-        return self._write(self.work.attempt, task, text.drop_columns(["text"]), matrix, told), listed
+        told = [
+            [reason, *(_shown(text.column(c)[row].as_py()) for c in tables.told)] for row, reason in listed
+        ]
+        return self._write(self.work.attempt, task, text.select(tables.carried), matrix, told), listed
 
     def _write_repeated(
         self, task: EncodeTask, hashes: Sequence[str], vectors: np.ndarray, bad: Listed
@@ -232,9 +247,21 @@ class EncodeTexts:
         return replace(attempt, dim=self.encoder.dim).write_part(task.number, [rows], metadata), metadata
 
 
-def told_of(tables: TextTables) -> tuple[str, ...]:
-    """What a part's metadata tells of a quarantined row, after the reason."""
-    return (*tables.carried, "text")
+SHOWN_CHARS = 1000
+"""Of a quarantined value, what is told; a picture may stand in it."""
+
+
+def _shown(value: str | None) -> str | None:
+    return None if value is None else value[:SHOWN_CHARS]
+
+
+def _inputs(rows: pa.Table) -> list[str | Illustrated]:
+    """What the encoder is given of rows: a text, or one with its picture."""
+    texts: list[str] = rows["text"].to_pylist()
+    if "image" not in rows.column_names or rows["image"].null_count == len(rows):
+        return list(texts)
+    pairs = zip(texts, rows["image"].to_pylist(), strict=True)
+    return [text if image is None else Illustrated(text, image) for text, image in pairs]
 
 
 def stand_in(text_hash: str, dim: int) -> np.ndarray:

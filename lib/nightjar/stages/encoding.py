@@ -34,6 +34,12 @@ class TextTables:
     quarantine: Table
 
     @property
+    def told(self) -> tuple[str, ...]:
+        """What the quarantine tells of a row, after the reason."""
+        pictures = ("image",) if "image" in self.text.schema.names else ()
+        return (*self.carried, "text", *pictures)
+
+    @property
     def carried(self) -> tuple[str, ...]:
         """The columns that go from a text's row to its vector's: its key, and the hash of the text."""
         return tuple(name for name in self.embeddings.schema.names if name != self.embeddings.vector)
@@ -54,6 +60,10 @@ def encoder_spec(params: EncodeItems, resources: Resources) -> EncoderSpec:
         dims=params.dims,
         normalize=params.normalize,
         precision=params.precision,
+        text_weight=params.text_weight,
+        image_weight=params.image_weight,
+        max_image_bytes=params.max_image_bytes,
+        max_image_pixels=params.max_image_pixels,
         token_budget=resources.token_budget or 0,
         device="cuda" if resources.num_gpus else "cpu",
         threads=max(1, int(resources.num_cpus)),
@@ -66,9 +76,15 @@ def query_spec(items: EncodeItems, queries: EncodeQueries, resources: Resources)
     return replace(spec, prompt=queries.prompt, prompt_name=queries.prompt_name)
 
 
+def has_image_tower(spec: EncoderSpec) -> bool:
+    """Whether the model puts pictures into the space of its texts."""
+    return read_layout(spec).towers is not None
+
+
 def model_facts(spec: EncoderSpec) -> dict[str, Any]:
     """What decides a vector, in words a person knows, as far as the files and the spec tell."""
     layout = read_layout(spec)
+    weights = {"text_weight": spec.text_weight, "image_weight": spec.image_weight} if layout.towers else {}
     return {
         "model": spec.model,
         "revision": layout.revision,
@@ -78,6 +94,7 @@ def model_facts(spec: EncoderSpec) -> dict[str, Any]:
         "dims": layout.dims,
         "normalize": spec.normalize,
         "precision": spec.precision,
+        **weights,
     }
 
 

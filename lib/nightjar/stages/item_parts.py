@@ -16,6 +16,7 @@ from nightjar.engines.spark import Runs
 from nightjar.errors import ContractError
 from nightjar.kernels import text as kernel
 from nightjar.stages.catalogue import field_column
+from nightjar.stages.item_images import with_images
 from nightjar.store import Attempt
 from nightjar.tables import ITEM_TEXT, ITEMS, QUARANTINE_SCHEMA
 
@@ -56,6 +57,7 @@ class Composer:
             "item_num": item_num,
             "text": text,
             "text_hash": kernel.text_hash(text),
+            "image": row["image"],
         }
         return item, texts, bare
 
@@ -84,7 +86,7 @@ class WriteItems:
             written[ITEMS.name].append(
                 self.items.write_part(part, _table([m[0] for m in made], ITEMS.schema))
             )
-            texts = _table([m[1] for m in made], ITEM_TEXT.schema)
+            texts = _table(with_images([m[1] for m in made]), ITEM_TEXT.schema)
             written[ITEM_TEXT.name].append(self.texts.write_part(part, texts))
         yield outcome(written, counts)
 
