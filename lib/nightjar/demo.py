@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -63,7 +64,7 @@ def _world(spec: GenerateSpec, report: Report) -> dict[str, object]:
     facts = RAW / "truth" / "facts.json"
     if facts.exists():
         known: dict[str, object] = json.loads(facts.read_text())
-        if known["spec"] == json.loads(json.dumps(spec.__dict__, default=str)):
+        if "asked" in known and known["spec"] == json.loads(json.dumps(spec.__dict__, default=str)):
             report.line(f"generate: {RAW} is there already")
             return known
     with report.task("generate", spec.all_days, "days") as task:
@@ -85,7 +86,7 @@ def _summary(night: Night, results: Sequence[StageResult], facts: dict[str, obje
         raise ContractError(f"demo: {users:,} known users should have {users * k:,} rows, there are {rows:,}")
     total = sum(result.seconds for result in results)
     lines.append(f"seconds     {total:.1f} for the night")
-    lines.append(_withheld(night, facts))
+    lines += [_withheld(night, facts), _by_words(night)]
     return "\n".join(lines)
 
 
@@ -109,6 +110,28 @@ def _withheld(night: Night, facts: dict[str, object]) -> str:
         for name, values in figures.items()
     ]
     return f"withheld    of {len(rank):,} users: " + ", ".join(words)
+
+
+def _by_words(night: Night) -> str:
+    """How much of the lists of users who only wrote is of their planted taste, beside what is popular."""
+    users = pq.read_table(RAW / "truth" / "users.parquet", columns=["user_id", "taste_1"])
+    items = pq.read_table(RAW / "truth" / "items.parquet", columns=["item_id", "taste"])
+    people = night.dataset(USERS).require("weigh_events").read(["user_id", "n_items"])
+    idle = people.filter(pc.equal(people["n_items"], 0))["user_id"].combine_chunks()
+    rows = latest(night.store).read(["user_id", "item_id", "source"])
+    rows = rows.filter(pc.is_in(rows["user_id"], idle))
+    wanted = users["taste_1"].take(pc.index_in(rows["user_id"], users["user_id"].combine_chunks()))
+    found = items["taste"].take(pc.index_in(rows["item_id"], items["item_id"].combine_chunks()))
+    fits = pc.equal(wanted, found).to_numpy().astype(np.float64)
+    words = []
+    for source, who in (("personal", "who only searched"), ("interests", "who stated interests")):
+        here = pc.equal(rows["source"], source).to_numpy()
+        if here.any():
+            n = pc.count_distinct(rows["user_id"].filter(pa.array(here))).as_py()
+            words.append(f"of {n:,} users {who} {fits[here].mean():.0%}")
+    rest = pc.is_in(rows["source"], pa.array(["popular", "popular_segment"])).to_numpy()
+    popular = f" (popular rows: {fits[rest].mean():.0%})" if rest.any() else ""
+    return f"words       rows of the planted first taste: {', '.join(words)}{popular}"
 
 
 def _users_shown(night: Night) -> list[str]:

@@ -100,7 +100,8 @@ def test_counts_of_cleaning_agree_with_what_was_planted(ran: Ran) -> None:
     for scene in ran.world.facts["rows"].values():
         planted.update(scene)
     metrics = ran.committed(EVENTS).manifest.metrics
-    assert metrics["raw"] == planted["all"]
+    asked = ran.world.facts["asked"]["searches"]
+    assert metrics["raw"] == planted["all"] + asked
     assert metrics["duplicates"] == planted["duplicate"]
     video = metrics["scenes"]["video"]
     assert video["double_clicks"] == ran.world.facts["rows"]["video"]["double_click"]
@@ -119,7 +120,7 @@ def test_counts_of_cleaning_agree_with_what_was_planted(ran: Ran) -> None:
     assert found == Counter({reason: n for reason, n in expected.items() if n})
     # Paths are legal ids, a negative quantity is a number, and the demo's SQL makes no value of NaN.
     odd = planted["path_in_id"] + planted["negative_value"] + planted["nan_value"]
-    good = planted["clean"] + planted["late"] + planted["unknown_item"] + odd
+    good = planted["clean"] + planted["late"] + planted["unknown_item"] + odd + asked
     # Shop and search keep whole seconds: a second click 0.9 s later may stand one second after the first.
     assert metrics["events"] + metrics["double_clicks"] == good + planted["double_click"]
     assert good <= metrics["events"]

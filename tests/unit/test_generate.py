@@ -316,7 +316,7 @@ def test_withheld_items_complete_a_series_and_the_ceiling_counts_the_open_ones(
 def test_logs_and_shelves_say_nothing_of_the_plan(world: tuple[Path, Any]) -> None:
     root, _ = world
     assert sorted(path.name for path in root.iterdir()) == [
-        "items", "knowledge", "search", "shop", "truth", "users", "video",
+        "asked", "items", "knowledge", "search", "shop", "truth", "users", "video",
     ]  # fmt: skip
     shop = pq.read_table(next((root / "shop").glob("dt=*/*.parquet")), partitioning=None)
     assert shop.column_names == [
@@ -339,6 +339,32 @@ def test_logs_and_shelves_say_nothing_of_the_plan(world: tuple[Path, Any]) -> No
         line.split(",")[1] for line in next((root / "knowledge").glob("*/*.csv")).read_text().splitlines()[1:]
     }
     assert relations == {"made_by", "designed_by", "made_of", "part_of", "suited_to"}
+
+
+def test_silent_users_search_or_say_what_they_like_and_do_nothing_else(world: tuple[Path, Any]) -> None:
+    root, facts = world
+    tastes = {row["user_id"]: row for row in pq.read_table(root / "truth" / "users.parquet").to_pylist()}
+    silent = {user for user, row in tastes.items() if row["activity"] == 0 and not row["bot"]}
+    asked = []
+    for path in sorted((root / "asked").glob("dt=*/asked.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header == ["click_id", "clicked_at", "visitor", "terms", "product", "position"]
+        asked += rows
+    assert facts["asked"]["searches"] == len(asked) == len({row[0] for row in asked})
+    assert not {row[0] for row in asked} & {row["event"] for row in search_rows(root) if "event" in row}
+    assert all(row[4:] == ["", "0"] for row in asked)
+    with (root / "users" / "users.csv").open(encoding="utf-8", newline="") as file:
+        likes = {row["user_id"]: row["likes"] for row in csv.DictReader(file) if row["user_id"]}
+    searchers, interested = {row[2] for row in asked}, {user for user, said in likes.items() if said}
+    assert searchers | interested == silent
+    assert not searchers & interested
+    assert (len(searchers), len(interested)) == (facts["asked"]["searchers"], facts["asked"]["interested"])
+    of_taste = {taste.name: taste for taste in load_vocabulary().tastes}
+    for user, terms in [(row[2], row[3]) for row in asked]:
+        assert any(product.lower() in terms for product in of_taste[tastes[user]["taste_1"]].products)
+    for user in interested:
+        assert tastes[user]["taste_1"] in likes[user]
 
 
 def test_sizes_are_what_the_spec_asks_for(tmp_path: Path) -> None:

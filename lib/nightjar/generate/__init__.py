@@ -5,10 +5,11 @@ Everything follows from `GenerateSpec` alone: the same spec gives the same bytes
 
     out/items/dt=DAY/part-0.jsonl       catalogue rows first delivered on DAY (day one: all older ones)
     out/knowledge/dt=DAY/triples.csv    item_id, relation, entity
-    out/users/users.csv                 user_id, segment, signup_date
+    out/users/users.csv                 user_id, segment, signup_date, likes (of half of the silent users)
     out/shop/dt=DAY/part-0.parquet      views, carts, purchases, returns; local time of Berlin
     out/video/dt=DAY/events.jsonl       films watched, likes, dislikes; milliseconds since 1970
     out/search/dt=DAY/log.csv           clicks on search results; local time of New York
+    out/asked/dt=DAY/asked.csv          searches without a click, of the other half of the silent users
     out/truth/                          what a test may look at and a night must not: facts.json,
                                         withheld.parquet, items.parquet, users.parquet
 """
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nightjar.generate.asked import Asked
 from nightjar.generate.behave import Behaviour
 from nightjar.generate.catalogue import build_catalogue
 from nightjar.generate.ceiling import Witness
@@ -47,11 +49,11 @@ def generate(
     """
     root = Path(out)
     claim(spec, root)
-    words = load_vocabulary()
-    catalogue = build_catalogue(spec, words)
+    vocabulary = load_vocabulary()
+    catalogue = build_catalogue(spec, vocabulary)
     people, plan = build_people(spec, catalogue)
     ids = build_ids(len(people), len(catalogue.items))
-    texts = Texts(catalogue, words)
+    texts = Texts(catalogue, vocabulary)
     behaviour = Behaviour(spec, catalogue, people, plan)
     soiler, scenes, shelves = (
         Soiler(behaviour, ids),
@@ -59,7 +61,9 @@ def generate(
         Shelves(spec, texts, ids, root),
     )
     witness = Witness(behaviour)
-    users = write_users(spec, people, ids, root)
+    asked = Asked(spec, people, ids, texts)
+    users = write_users(spec, people, ids, root, asked.interests())
+    searches = 0
     rows: dict[str, Any] = {}
     shelf: dict[str, Any] = {}
     for day in range(spec.all_days):
@@ -67,7 +71,10 @@ def generate(
         blocks = soiler.day(day)
         rows[date] = scenes.write_day(date, blocks)
         shelf[date] = shelves.write_day(day)
+        searches += asked.write_day(day, root)
         witness.see(day, blocks)
         if progress is not None:
             progress(day + 1, spec.all_days)
-    return write_truth(witness, ids, root, {"rows_by_day": rows, "items_by_day": shelf, "users": users})
+    words = {"searches": searches, "searchers": len(asked.searchers), "interested": len(asked.interested)}
+    counted = {"rows_by_day": rows, "items_by_day": shelf, "users": users, "asked": words}
+    return write_truth(witness, ids, root, counted)

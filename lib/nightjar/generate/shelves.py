@@ -205,19 +205,19 @@ def _known_to_knowledge(items: Ints) -> Bools:
     return np.asarray((items * 2_654_435_761 >> 11) % 7 != 0)
 
 
-def write_users(spec: GenerateSpec, people: People, ids: Ids, out: Path) -> dict[str, int]:
+def write_users(spec: GenerateSpec, people: People, ids: Ids, out: Path, likes: pa.Array) -> dict[str, int]:
     """Write ``users/users.csv``: all users, bots and silent ones too; returns counts by kind of row."""
     rng = stream(spec, "text")
     n = len(people)
     dates = pa.array([spec.date_of(day).isoformat() for day in range(-1000, spec.days)])
     lines = concat(
         take(ids.users, np.arange(n)), ",", take(pa.array(SEGMENTS), people.segment), ",",
-        take(dates, people.signup_day + 1000),
+        take(dates, people.signup_day + 1000), ",", likes,
     )  # fmt: skip
     doubled = rng.choice(n, int(rng.binomial(n, min(0.001 * spec.dirt, 0.5))), replace=False)
     nameless = rng.choice(n, int(rng.binomial(n, min(0.0005 * spec.dirt, 0.5))), replace=False)
     blank = pa.array([line[line.index(",") :] for line in take(lines, nameless).to_pylist()], pa.string())
     with whole_file(out / "users" / "users.csv") as file:
-        file.write(b"user_id,segment,signup_date\n")
+        file.write(b"user_id,segment,signup_date,likes\n")
         write_lines(file, pa.concat_arrays([lines, take(lines, doubled), blank]))
     return {"users": n, "duplicate": len(doubled), "missing_id": len(nameless)}

@@ -65,7 +65,7 @@ class GenerateSpec:
 
 # One random stream a purpose, so that a change in one draw never moves another.
 STREAMS = {"series": 1, "items": 2, "users": 3, "plan": 4, "day": 5, "dirt": 6, "bots": 7, "catalogue": 8,
-           "text": 9, "ceiling": 10, "next": 11, "triples": 12}  # fmt: skip
+           "text": 9, "ceiling": 10, "next": 11, "triples": 12, "asked": 13}  # fmt: skip
 
 
 def stream(spec: GenerateSpec, purpose: str, *numbers: int) -> np.random.Generator:
