@@ -175,6 +175,7 @@ def _write_texts(options: Any, night: int) -> tuple[int, int]:
             "item_num": range(start, start + len(texts)),
             "text": [text for _, text in texts],
             "text_hash": [hashlib.sha256(text.encode()).hexdigest() for _, text in texts],
+            "image": [None] * len(texts),
         }
         table = pa.table({name: list(values) for name, values in columns.items()}, ITEM_TEXT.schema)
         files.append(attempt.write_part(part, [table]))
