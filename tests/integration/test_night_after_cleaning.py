@@ -39,6 +39,8 @@ from nightjar.tables import (
 from tests import oracle, world
 
 AFTER_CLEANING = [stage for stage in NIGHT if stage.name not in ("clean_events", "build_items")]
+FORGOTTEN = ("gone", "gone too")
+"""Users of a forget list: the events of one were cleaned before the request, the other is declared."""
 SEGMENTS = {"u000": "north", "u006": "north", "new1": "north", "new2": "south", "new3": None}
 
 
@@ -78,7 +80,10 @@ def _raw(stage: str, night: Night) -> dict[str, Any]:
 def new_night(root: Path, users_csv: Path, **sections: Any) -> Night:
     source = {"path": str(users_csv), "format": "csv", "columns": {"user_id": "id", "segment": "seg"}}
     weigh = {"user_parts": 3, "users": [source], **sections.pop("weigh_events", {})}
-    return world.night(root, weigh_events=weigh, **sections)
+    gone = {
+        "path": str(users_csv.with_name("forget.csv")), "format": "csv", "columns": {"user_id": "id"}
+    }  # fmt: skip
+    return world.night(root, weigh_events=weigh, privacy={"forget": [gone]}, **sections)
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,17 @@ class Ran:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("night")
     users_csv = folder / "users.csv"
+    declared = {**SEGMENTS, FORGOTTEN[1]: "north"}
     users_csv.write_text(
-        "id,seg\n" + "".join(f"{user},{segment or ''}\n" for user, segment in SEGMENTS.items())
+        "id,seg\n" + "".join(f"{user},{segment or ''}\n" for user, segment in declared.items())
     )
+    users_csv.with_name("forget.csv").write_text("id\n" + "\n".join(FORGOTTEN))
     made = mixed()
     night = new_night(folder / "store", users_csv)
-    yield Ran(made, night, run_all(night, made), users_csv)
+    when = made.events[0]["event_time"]
+    theirs = (world.event(FORGOTTEN[0], item["item_id"], when) for item in made.items[:5])
+    cleaned = replace(made, events=(*made.events, *theirs))
+    yield Ran(made, night, run_all(night, cleaned), users_csv)
 
 
 def expected(ran: Ran) -> oracle.Expected:
