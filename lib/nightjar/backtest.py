@@ -17,8 +17,8 @@ from nightjar.night import function_of, run_declared
 from nightjar.pipeline import CLEAN_EVENTS, EVALUATE, NIGHT, PUBLISH
 from nightjar.sources import RawFile
 from nightjar.stage import Night, run_stage
-from nightjar.stages.about_lists import catalogue_of
-from nightjar.stages.user_means import Figure, Measured, figures
+from nightjar.stages.evaluation.about_lists import catalogue_of
+from nightjar.stages.evaluation.user_means import Figure, Measured, figures
 from nightjar.store import BACKTEST, Committed, Manifest, Store
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USER_METRICS
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from nightjar.backtest import Tested, pooled
 from nightjar.inspect import table_text
-from nightjar.stages.evaluate_part import OURS
-from nightjar.stages.user_means import CELLS, Figure
+from nightjar.stages.evaluation.part import OURS
+from nightjar.stages.evaluation.user_means import CELLS, Figure
 
 COLD_CELL = "warm users, cold items"
 ACCURACY = ("nDCG", "Recall", "HitRate", "MRR", "MAP", "Precision")

@@ -205,7 +205,7 @@ def _root(config: NightConfig) -> Finding:
 
 def _model(config: NightConfig) -> Finding:
     from nightjar.engines.encoder import model_fingerprint
-    from nightjar.stages.encoding import encoder_spec
+    from nightjar.stages.encoding.spec import encoder_spec
 
     try:
         fingerprint = model_fingerprint(encoder_spec(config.encode_items, config.encode_items.resources))

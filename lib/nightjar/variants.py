@@ -25,8 +25,8 @@ from nightjar.errors import ConfigError
 from nightjar.night import function_of, run_declared
 from nightjar.pipeline import CLEAN_EVENTS, FIT_BLEND, NIGHT, PUBLISH, RANK, WEIGH_EVENTS
 from nightjar.stage import Night, Stage
-from nightjar.stages.evaluate_part import OURS
-from nightjar.stages.user_means import Figure, figures
+from nightjar.stages.evaluation.part import OURS
+from nightjar.stages.evaluation.user_means import Figure, figures
 from nightjar.store import VARIANTS, Committed
 from nightjar.tables import BLEND, RECOMMENDATIONS, USER_TEXTS
 

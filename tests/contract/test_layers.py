@@ -43,18 +43,18 @@ STAGES = {
     "build_index": {"ray", *SEARCH},
     "retrieve": {"ray", *SEARCH},
     "rank": {"pyspark", "numba"},
-    "blending": {"numba"},
-    "recipe": set(),
-    "taste_log": set(),
-    "query_vectors": set(),
-    "user_words": set(),
+    "encoding": {"ray", *ENCODER},
+    "encoding.spec": set(),
+    "blending": set(),
+    "blending.blender": {"numba"},
+    "users": set(),
+    "users.texts": {"pyspark"},
+    "cleaning.forget_list": set(),
     # What the command line and the doctor need without any engine.
     "inputs": set(),
-    "encoding": set(),
-    "buckets": set(),
-    "forget_list": set(),
+    "plain_lists": set(),
 }
-"""What each stage may load; a file beside them belongs to Spark stages."""
+"""What each stage, and what stages are made of, may load; the rest belongs to Spark stages."""
 PLAIN_ENCODER = ("", "spec", "model_dir", "packing")
 """What fingerprints a model on a driver that has no torch."""
 
@@ -73,7 +73,7 @@ def allowed(module: str) -> frozenset[str]:
     if package == "engines" and not (name == "encoder" and below in PLAIN_ENCODER):
         return frozenset(ADAPTERS.get(name, ()))
     if package == "stages" and name:
-        return frozenset(STAGES.get(name, {"pyspark"}))
+        return frozenset(STAGES.get(f"{name}.{below}", STAGES.get(name, {"pyspark"})))
     return frozenset()
 
 

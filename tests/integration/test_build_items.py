@@ -23,8 +23,8 @@ from nightjar.errors import ConfigError, InputError, NightjarError
 from nightjar.pipeline import BUILD_ITEMS
 from nightjar.progress import QUIET
 from nightjar.stage import Night
-from nightjar.stages import catalogue
 from nightjar.stages.build_items import build_items
+from nightjar.stages.catalogue import sources as catalogue
 from nightjar.store import Manifest
 from nightjar.tables import EVENTS, ITEM_TEXT, ITEMS, ITEMS_QUARANTINE
 from tests.conftest import ROOT, MakeNight, config_of, real_data, run, spark_with

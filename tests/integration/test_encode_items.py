@@ -28,7 +28,7 @@ from nightjar.progress import Report
 from nightjar.stage import Night, StageResult, run_stage
 from nightjar.stages import encode_items as encode_items_module
 from nightjar.stages.encode_items import encode_items
-from nightjar.stages.encode_parts import stand_in
+from nightjar.stages.encoding.parts import stand_in
 from nightjar.store import Committed, damage
 from nightjar.tables import EMBEDDINGS_QUARANTINE, ITEM_EMBEDDINGS, ITEM_TEXT, vectors
 from tests import world

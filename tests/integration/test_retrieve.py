@@ -18,7 +18,7 @@ from nightjar.night import function_of
 from nightjar.pipeline import RETRIEVE
 from nightjar.stage import run_stage
 from nightjar.stages.inputs import raw_inputs
-from nightjar.stages.limits import read_limits
+from nightjar.stages.searching.limits import read_limits
 from nightjar.tables import CANDIDATES
 from tests.searched import Vectors, lists_of, searched
 

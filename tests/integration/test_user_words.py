@@ -215,7 +215,7 @@ def moved(ran: Ran, E: np.ndarray, Q: np.ndarray) -> np.ndarray:
 
 
 def ours_of_items(ran: Ran, E: np.ndarray) -> np.ndarray:
-    from nightjar.stages.taste_log import text_space
+    from nightjar.stages.blending.taste_log import text_space
 
     return text_space(E, ran.night.config.learn_taste)
 

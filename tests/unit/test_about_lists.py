@@ -13,8 +13,8 @@ from nightjar.kernels.interactions import Histories
 from nightjar.kernels.topk import ItemLists
 from nightjar.progress import QUIET
 from nightjar.stage import Night
-from nightjar.stages.about_lists import Shelf, about, category_sets, names_of_about
-from nightjar.stages.single_methods import SingleInputs, SingleMethods, methods_of
+from nightjar.stages.evaluation.about_lists import Shelf, about, category_sets, names_of_about
+from nightjar.stages.evaluation.single_methods import SingleInputs, SingleMethods, methods_of
 from nightjar.tables import ITEM_EMBEDDINGS, NEIGHBOURS, vector_column
 from tests import world
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.stages.encode_bill import Bill
+from nightjar.stages.encoding.bill import Bill
 
 PART = {"rows": 100.0, "encoded": 80.0, "reused": 0.0, "tokens": 8000.0, "seconds": 4.0}
 PART |= {"flops": 3e9, "peak_flops": 4e9, "encode_seconds": 2.0}

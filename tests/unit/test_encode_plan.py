@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightjar.errors import ContractError
-from nightjar.stages.encode_plan import KEY, hash_keys, make_plan
+from nightjar.stages.encoding.plan import KEY, hash_keys, make_plan
 
 texts = st.lists(st.integers(0, 12), max_size=40)
 

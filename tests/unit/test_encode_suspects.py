@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nightjar.engines.actors import Failure
 from nightjar.errors import PartFailed
-from nightjar.stages.encode_parts import EncodeTask
-from nightjar.stages.encode_suspects import FAILS, KILLS, MOST_GUILTY, Suspects
+from nightjar.stages.encoding.parts import EncodeTask
+from nightjar.stages.encoding.suspects import FAILS, KILLS, MOST_GUILTY, Suspects
 
 TRIES = 3
 

@@ -13,7 +13,7 @@ import pytest
 
 from nightjar.engines.outcome import Spool, valid_text
 from nightjar.errors import ContractError
-from nightjar.stages.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, FORGOTTEN, Bucket, Rules
+from nightjar.stages.cleaning.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, FORGOTTEN, Bucket, Rules
 from nightjar.tables import QUARANTINE_SCHEMA
 
 DAY = 86_400_000_000

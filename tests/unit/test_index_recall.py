@@ -7,7 +7,7 @@ import pytest
 
 from nightjar.kernels.sweep import sweep_topk
 from nightjar.kernels.topk import F32, Filters, TopK
-from nightjar.stages.index_recall import Sample, drawn, recall_of
+from nightjar.stages.searching.index_recall import Sample, drawn, recall_of
 from tests.unit.topk_oracle import lists_of, whole_vectors
 
 

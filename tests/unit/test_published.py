@@ -28,8 +28,8 @@ from nightjar.published import (
 )
 from nightjar.stage import Night, run_stage
 from nightjar.stages.inputs import raw_inputs
-from nightjar.stages.limits import LIMITS_SCHEMA, SETS, SETS_SCHEMA, bucket_file
 from nightjar.stages.publish import publish
+from nightjar.stages.searching.limits import LIMITS_SCHEMA, SETS, SETS_SCHEMA, bucket_file
 from nightjar.store import Committed, Dataset, Manifest, Store
 from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
 from tests.unit.committed_rows import commit

@@ -11,7 +11,7 @@ import sentence_transformers as st
 
 from nightjar.config import EncodeItems, EncodeQueries, Resources
 from nightjar.engines.encoder import load_encoder, model_fingerprint
-from nightjar.stages.encoding import encoder_spec, query_spec
+from nightjar.stages.encoding.spec import encoder_spec, query_spec
 from tests.unit.encoder_models import pooling, sample_texts, save_model, save_modules
 
 SAVED: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import pytest
 from nightjar.config import Evaluate
 from nightjar.progress import QUIET
 from nightjar.stage import Night
-from nightjar.stages.rating_figures import predicted, rating_figures
+from nightjar.stages.evaluation.rating_figures import predicted, rating_figures
 from nightjar.store import Committed
 from nightjar.tables import NEIGHBOURS, PREDICTED_RATINGS, RATINGS
 from tests import world

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from nightjar.stages.encode_parts import stand_in
+from nightjar.stages.encoding.parts import stand_in
 
 
 @pytest.mark.parametrize("dim", [1, 8, 384, 1024])

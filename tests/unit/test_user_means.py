@@ -10,7 +10,7 @@ import pytest
 
 from nightjar.config import Evaluate
 from nightjar.kernels.beyond import Catalogue
-from nightjar.stages.user_means import Figure, Measured, figures, metrics_table
+from nightjar.stages.evaluation.user_means import Figure, Measured, figures, metrics_table
 from nightjar.tables import METRICS, USER_METRICS
 
 NAMES = ["Recall@2", "nDCG@2"]

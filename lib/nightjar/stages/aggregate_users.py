@@ -24,8 +24,8 @@ from nightjar.kernels.taste import unit_rows
 from nightjar.kernels.words import with_speakers
 from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night
-from nightjar.stages.buckets import stream_histories, strings
-from nightjar.stages.user_words import UserWords
+from nightjar.stages.users.buckets import stream_histories, strings
+from nightjar.stages.users.words import UserWords
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
     INTERACTIONS,

@@ -22,10 +22,10 @@ from nightjar.engines.spark import read, session, spark_errors
 from nightjar.errors import ConfigError, ContractError, InputError
 from nightjar.kernels import text as kernel
 from nightjar.stage import Metrics, Night
-from nightjar.stages import catalogue
-from nightjar.stages.catalogue import REJECTS, Limits
-from nightjar.stages.cells import check_clock
-from nightjar.stages.item_parts import NO_TEXT, UNAVAILABLE, Composer, WriteItems, WriteRejects
+from nightjar.stages.catalogue import sources as catalogue
+from nightjar.stages.catalogue.parts import NO_TEXT, UNAVAILABLE, Composer, WriteItems, WriteRejects
+from nightjar.stages.catalogue.sources import REJECTS, Limits
+from nightjar.stages.cleaning.cells import check_clock
 from nightjar.tables import EVENTS, ITEM_TEXT, ITEMS, ITEMS_QUARANTINE
 
 QUARANTINE_PARTS = 4

@@ -4,7 +4,7 @@ Removed are repeated ids, double clicks and rows of users to forget (forgotten.p
 
 One pass. Each row is judged by itself (event_rules.py); rows of scenes that bring their own event ids meet
 by id, so that one id is one event; then every row goes to its user's bucket, sorted, where the sequence is
-judged and both tables are written (event_buckets.py).
+judged and both tables are written (cleaning/event_buckets.py).
 
 Which of several rows with one id stays: the earliest, then the smallest in all other columns, in a fixed
 order. A double click is an event less than `double_click_seconds` after the last kept event of the same user,
@@ -27,11 +27,18 @@ from nightjar.engines.raw import RawTable, lenient, mapping, open_raw, unite
 from nightjar.engines.spark import read, session, spark_errors
 from nightjar.errors import ContractError
 from nightjar.stage import Metrics, Night
-from nightjar.stages import event_rules
-from nightjar.stages.cells import check_clock
-from nightjar.stages.event_buckets import DOUBLE_CLICK, DUPLICATE, EVENT, FORGOTTEN, Rules, WriteBucket
-from nightjar.stages.event_rules import JUDGED
-from nightjar.stages.forgotten import forgotten_users
+from nightjar.stages.cleaning import event_rules
+from nightjar.stages.cleaning.cells import check_clock
+from nightjar.stages.cleaning.event_buckets import (
+    DOUBLE_CLICK,
+    DUPLICATE,
+    EVENT,
+    FORGOTTEN,
+    Rules,
+    WriteBucket,
+)
+from nightjar.stages.cleaning.event_rules import JUDGED
+from nightjar.stages.cleaning.forgotten import forgotten_users
 from nightjar.store import Committed
 from nightjar.tables import EVENTS, QUARANTINE
 

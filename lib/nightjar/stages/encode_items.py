@@ -27,15 +27,15 @@ from nightjar.engines.encoder import EncoderSpec, model_fingerprint
 from nightjar.errors import ConfigError
 from nightjar.progress import Task
 from nightjar.stage import Metrics, Night
-from nightjar.stages.encode_bill import Bill
-from nightjar.stages.encode_earlier import (
+from nightjar.stages.encoding.bill import Bill
+from nightjar.stages.encoding.earlier import (
     Wanted,
     find_reusable,
     quarantined_rows,
     say_what_changed,
     text_keys,
 )
-from nightjar.stages.encode_parts import (
+from nightjar.stages.encoding.parts import (
     ENCODER,
     QUARANTINED,
     Encoded,
@@ -47,9 +47,9 @@ from nightjar.stages.encode_parts import (
     repeated_attempt,
     written,
 )
-from nightjar.stages.encode_plan import Plan, make_plan
-from nightjar.stages.encode_suspects import Suspects
-from nightjar.stages.encoding import OF_ITEMS, TextTables, encoder_spec, has_image_tower, model_facts
+from nightjar.stages.encoding.plan import Plan, make_plan
+from nightjar.stages.encoding.spec import OF_ITEMS, TextTables, encoder_spec, has_image_tower, model_facts
+from nightjar.stages.encoding.suspects import Suspects
 from nightjar.store import Attempt, Committed, FileEntry, damage
 from nightjar.tables import QUARANTINE_SCHEMA, VectorType
 

@@ -11,8 +11,8 @@ from nightjar.config import EncodeItems, EncodeQueries, Resources
 from nightjar.engines.encoder import EncoderSpec
 from nightjar.stage import Metrics, Night
 from nightjar.stages.encode_items import Encoding, encode_texts
-from nightjar.stages.encode_parts import Load
-from nightjar.stages.encoding import OF_QUERIES, query_spec
+from nightjar.stages.encoding.parts import Load
+from nightjar.stages.encoding.spec import OF_QUERIES, query_spec
 
 
 def encode_queries(

@@ -20,13 +20,13 @@ from nightjar.engines import spark
 from nightjar.errors import ContractError
 from nightjar.kernels.metrics import accuracy
 from nightjar.stage import Metrics, Night
-from nightjar.stages.about_lists import catalogue_of, category_sets, names_of_about
-from nightjar.stages.evaluate_part import OURS, EvaluatePart, ItemSide, UserSide, read_attempt
-from nightjar.stages.implicit_als import item_factors
-from nightjar.stages.rated_events import write_ratings
-from nightjar.stages.rating_figures import predicted, rating_figures
-from nightjar.stages.single_methods import SingleInputs, methods_of
-from nightjar.stages.user_means import Figure, Measured, figures, known_user_figures, metrics_table
+from nightjar.stages.evaluation.about_lists import catalogue_of, category_sets, names_of_about
+from nightjar.stages.evaluation.implicit_als import item_factors
+from nightjar.stages.evaluation.part import OURS, EvaluatePart, ItemSide, UserSide, read_attempt
+from nightjar.stages.evaluation.rated_events import write_ratings
+from nightjar.stages.evaluation.rating_figures import predicted, rating_figures
+from nightjar.stages.evaluation.single_methods import SingleInputs, methods_of
+from nightjar.stages.evaluation.user_means import Figure, Measured, figures, known_user_figures, metrics_table
 from nightjar.stages.weigh_events import event_weight
 from nightjar.store import Committed, FileEntry
 from nightjar.tables import (

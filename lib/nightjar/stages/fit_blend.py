@@ -18,8 +18,8 @@ from nightjar.kernels import fitting, relations
 from nightjar.kernels.likes import Likes, truth_window
 from nightjar.matrix import mapped_matrix, mapped_stack
 from nightjar.stage import Metrics, Night
-from nightjar.stages.recipe import blend_rows, cold_weights, named, signal_rows, start
-from nightjar.stages.taste_log import learning, read_likes, smoothed, text_space
+from nightjar.stages.blending.recipe import blend_rows, cold_weights, named, signal_rows, start
+from nightjar.stages.blending.taste_log import learning, read_likes, smoothed, text_space
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import BLEND, INTERACTIONS, ITEM_EMBEDDINGS, ITEM_SIGNALS, NEIGHBOURS
 

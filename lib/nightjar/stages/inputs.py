@@ -12,7 +12,7 @@ from nightjar.config import Files, NightConfig
 from nightjar.engines.encoder import model_fingerprint
 from nightjar.sources import RawFile, raw_files
 from nightjar.stage import Raw, Stage
-from nightjar.stages.encoding import encoder_spec
+from nightjar.stages.encoding.spec import encoder_spec
 from nightjar.store import MANIFEST, Dataset, Store
 from nightjar.tables import EVENTS
 

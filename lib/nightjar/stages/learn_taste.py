@@ -19,8 +19,8 @@ from nightjar.kernels import relations, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.matrix import mapped_matrix, vector_dim
 from nightjar.stage import Metrics, Night, require_rows
-from nightjar.stages.query_vectors import write_query_vectors
-from nightjar.stages.taste_log import fit_text_space, learning, read_likes, smoothed
+from nightjar.stages.blending.taste_log import fit_text_space, learning, read_likes, smoothed
+from nightjar.stages.users.query_vectors import write_query_vectors
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
     INTERACTIONS,

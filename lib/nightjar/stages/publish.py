@@ -22,9 +22,9 @@ from nightjar.kernels.stability import stability
 from nightjar.kernels.topk import Filters, ItemLists
 from nightjar.published import make_live, opened, publications
 from nightjar.stage import Metrics, Night
-from nightjar.stages.buckets import list_matrix, strings
-from nightjar.stages.forget_list import forget_list
-from nightjar.stages.limits import read_limits
+from nightjar.stages.cleaning.forget_list import forget_list
+from nightjar.stages.searching.limits import read_limits
+from nightjar.stages.users.buckets import list_matrix, strings
 from nightjar.store import Committed
 from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
 

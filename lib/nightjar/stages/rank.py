@@ -24,10 +24,10 @@ from nightjar.kernels.limits import Limits
 from nightjar.kernels.reasons import Reasons
 from nightjar.kernels.topk import ItemLists, TopK
 from nightjar.stage import Metrics, Night
-from nightjar.stages.blending import Blender, BlendInputs
-from nightjar.stages.buckets import read_histories, strings
-from nightjar.stages.limits import read_limits
-from nightjar.stages.user_words import BucketWords, UserWords
+from nightjar.stages.blending.blender import Blender, BlendInputs
+from nightjar.stages.searching.limits import read_limits
+from nightjar.stages.users.buckets import read_histories, strings
+from nightjar.stages.users.words import BucketWords, UserWords
 from nightjar.stages.weigh_events import EVERYONE
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (

@@ -27,9 +27,9 @@ from nightjar.kernels.limits import Limits, best_among
 from nightjar.kernels.topk import Filters, ItemLists, TopK
 from nightjar.matrix import mapped_matrix
 from nightjar.stage import Metrics, Night
-from nightjar.stages.buckets import HistoriesInOrder, stream_vectors, strings
-from nightjar.stages.index_recall import Sample, drawn, recall_of
-from nightjar.stages.limits import Lists, limits_in, total_counts
+from nightjar.stages.searching.index_recall import Sample, drawn, recall_of
+from nightjar.stages.searching.limits import Lists, limits_in, total_counts
+from nightjar.stages.users.buckets import HistoriesInOrder, stream_vectors, strings
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
     CANDIDATES,

@@ -16,9 +16,9 @@ from pyspark.sql import functions as F
 from nightjar.config import CleanEvents, Resources, WeighEvents
 from nightjar.engines import raw, spark
 from nightjar.stage import Metrics, Night
-from nightjar.stages.cells import BAD_LETTERS, text
-from nightjar.stages.forgotten import forgotten_users
-from nightjar.stages.user_texts import Wordings, write_user_texts
+from nightjar.stages.cleaning.cells import BAD_LETTERS, text
+from nightjar.stages.cleaning.forgotten import forgotten_users
+from nightjar.stages.users.texts import Wordings, write_user_texts
 from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, POPULARITY, USERS, WEIGHT_ONE
 
 CONTROL = r"[\x00-\x1f\x7f]"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from nightjar.stage import Night
-from nightjar.stages.encode_plan import KEY, hash_keys
-from nightjar.stages.encoding import TextTables, what_changed
+from nightjar.stages.encoding.plan import KEY, hash_keys
+from nightjar.stages.encoding.spec import TextTables, what_changed
 from nightjar.store import Committed, Dataset, Store, committed_dates
 from nightjar.tables import Table
 

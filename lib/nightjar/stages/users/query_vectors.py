@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from nightjar.kernels import taste
-from nightjar.stages.encode_parts import QUARANTINED, part_metadata
+from nightjar.stages.encoding.parts import QUARANTINED, part_metadata
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import vector_column, vectors
 

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from nightjar.engines.raw import UNREADABLE, mapping, open_raw, unite
 from nightjar.stage import Night
-from nightjar.stages.cells import external_id, text
+from nightjar.stages.cleaning.cells import external_id, text
 
 
 def forgotten_users(spark: SparkSession, night: Night) -> DataFrame | None:

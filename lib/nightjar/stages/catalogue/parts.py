@@ -15,8 +15,8 @@ from nightjar.engines.raw import source_names
 from nightjar.engines.spark import Runs
 from nightjar.errors import ContractError
 from nightjar.kernels import text as kernel
-from nightjar.stages.catalogue import field_column
-from nightjar.stages.item_images import with_images
+from nightjar.stages.catalogue.images import with_images
+from nightjar.stages.catalogue.sources import field_column
 from nightjar.store import Attempt
 from nightjar.tables import ITEM_TEXT, ITEMS, QUARANTINE_SCHEMA
 

@@ -16,9 +16,9 @@ from nightjar.kernels.metrics import accuracy
 from nightjar.kernels.ranked_lists import Csr, entry_rows
 from nightjar.kernels.topk import ItemLists
 from nightjar.matrix import mapped_matrix
-from nightjar.stages.about_lists import Shelf, about
-from nightjar.stages.buckets import list_matrix, read_histories, strings
-from nightjar.stages.single_methods import SingleInputs, SingleMethods
+from nightjar.stages.evaluation.about_lists import Shelf, about
+from nightjar.stages.evaluation.single_methods import SingleInputs, SingleMethods
+from nightjar.stages.users.buckets import list_matrix, read_histories, strings
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import GROUPS, TARGETS
 

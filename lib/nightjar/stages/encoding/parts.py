@@ -22,8 +22,8 @@ from nightjar.engines import encoder
 from nightjar.engines.encoder import EncoderSpec
 from nightjar.engines.encoder.spec import Illustrated
 from nightjar.matrix import mapped_matrix
-from nightjar.stages.encode_plan import Sources
-from nightjar.stages.encoding import TextTables
+from nightjar.stages.encoding.plan import Sources
+from nightjar.stages.encoding.spec import TextTables
 from nightjar.store import Attempt, Committed, Dataset, FileEntry, Manifest
 from nightjar.tables import ITEM_EMBEDDINGS, vector_column
 

@@ -17,8 +17,8 @@ from pyspark.sql import functions as F
 from nightjar.config import EVENT_COLUMNS, CleanEvents, Scene
 from nightjar.engines.raw import ROW, SOURCE, UNREADABLE, RawGroup, mapping, quoted
 from nightjar.stage import Night
-from nightjar.stages.cells import BAD_LETTERS, bad_id, external_id, instant, not_an_item, text
-from nightjar.stages.event_buckets import FORGOTTEN
+from nightjar.stages.cleaning.cells import BAD_LETTERS, bad_id, external_id, instant, not_an_item, text
+from nightjar.stages.cleaning.event_buckets import FORGOTTEN
 
 REASONS = (
     "unreadable",

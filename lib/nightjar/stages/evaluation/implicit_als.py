@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from nightjar.engines import spark
 from nightjar.errors import ConfigError
 from nightjar.stage import Night
-from nightjar.stages.single_methods import ALS_ALPHA, ALS_RIDGE
+from nightjar.stages.evaluation.single_methods import ALS_ALPHA, ALS_RIDGE
 from nightjar.tables import INTERACTIONS, ITEMS
 
 RANK = 64

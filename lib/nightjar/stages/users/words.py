@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from nightjar.kernels.interactions import Histories
 from nightjar.kernels.words import AGELESS, F32, Spoken, spoken
 from nightjar.matrix import mapped_matrix
-from nightjar.stages.buckets import strings
+from nightjar.stages.users.buckets import strings
 from nightjar.store import Committed
 from nightjar.tables import WEIGHT_ONE
 

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from nightjar.config import Evaluate
 from nightjar.kernels.beyond import Catalogue, catalogue_metrics, entropy_bits, exposure, gini
 from nightjar.kernels.resampling import bounds, effect_size, resampled
-from nightjar.stages.buckets import list_matrix, strings
-from nightjar.stages.evaluate_part import OURS
+from nightjar.stages.evaluation.part import OURS
+from nightjar.stages.users.buckets import list_matrix, strings
 from nightjar.store import Committed
 from nightjar.tables import GROUPS
 

@@ -14,9 +14,9 @@ from nightjar.kernels.metrics import rating_errors
 from nightjar.kernels.ratings import Ratings, Settings, fit, means
 from nightjar.kernels.resampling import bounds, resampled
 from nightjar.matrix import mapped_stack
-from nightjar.stages.buckets import strings
-from nightjar.stages.evaluate_part import OURS
-from nightjar.stages.user_means import Figure
+from nightjar.stages.evaluation.part import OURS
+from nightjar.stages.evaluation.user_means import Figure
+from nightjar.stages.users.buckets import strings
 from nightjar.store import Committed
 
 ALS = "als"

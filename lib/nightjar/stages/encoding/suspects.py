@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nightjar.errors import PartFailed
-from nightjar.stages.encode_parts import EncodeTask
+from nightjar.stages.encoding.parts import EncodeTask
 
 if TYPE_CHECKING:
     from nightjar.engines.actors import Failure

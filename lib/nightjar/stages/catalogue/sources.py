@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from nightjar.config import BuildItems, ItemSource, Triples
 from nightjar.engines.raw import ROW, SOURCE, UNREADABLE, RawGroup, mapping, quoted_name
-from nightjar.stages.cells import BAD_LETTERS, bad_id, external_id, instant, not_an_item, text, truth
+from nightjar.stages.cleaning.cells import BAD_LETTERS, bad_id, external_id, instant, not_an_item, text, truth
 
 TEXTS = ("title", "description", "category")
 IMAGE = "image"

@@ -20,7 +20,7 @@ from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.taste import blocks, unit_rows
 from nightjar.kernels.topk import TopK, score_pairs, select_topk
 from nightjar.matrix import mapped_matrix, mapped_stack
-from nightjar.stages.recipe import read_blend
+from nightjar.stages.blending.recipe import read_blend
 from nightjar.store import Committed
 
 TINY = 1e-12

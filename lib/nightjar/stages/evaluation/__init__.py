@@ -1,0 +1,1 @@
+"""What `evaluate` is made of: lists and ratings held against what happened, baselines, means."""
