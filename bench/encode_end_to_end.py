@@ -143,6 +143,7 @@ def _write_texts(root: Path, texts: list[str]) -> list[str]:
             "item_num": places.tolist(),
             "text": [texts[i] for i in places],
             "text_hash": [hashlib.sha256(texts[i].encode()).hexdigest() for i in places],
+            "image": [None] * len(places),
         }
         entries.append(attempt.write_part(part, [pa.table(columns, ITEM_TEXT.schema)]))
     manifest = Manifest(ITEM_TEXT.name, dataset.ds, "planted", "planted", tuple(entries), len(texts), ())

@@ -105,6 +105,7 @@ def night_of(log: Log, t0: float, available: Mask, embeddings: F32, config: Nigh
     }
     commit(night, ITEMS, [pa.table(items)])
     named = {"item_id": ids, "item_num": nums, "text": texts, "text_hash": ids}
+    named["image"] = pa.nulls(n, pa.string())
     commit(night, ITEM_TEXT, [pa.table(named)])
     vectors = {"item_id": ids, "text_hash": ids, "embedding": vector_column(embeddings)}
     commit(night, ITEM_EMBEDDINGS, [pa.table(vectors)], dim=embeddings.shape[1])

@@ -16,7 +16,7 @@ from nightjar.job import guarded, main
 from nightjar.pipeline import PUBLISH
 from nightjar.stage import Night
 from nightjar.store import Store
-from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
+from nightjar.tables import CANDIDATES, EVENTS, INTERACTIONS, ITEMS, METRICS, RECOMMENDATIONS, USERS
 from tests.unit.committed_rows import commit
 from tests.world import DS, config
 
@@ -31,7 +31,7 @@ def conf(tmp_path: Path) -> Path:
 
 
 def _inputs(folder: Path) -> None:
-    for table in (EVENTS, ITEMS, INTERACTIONS, USERS, RECOMMENDATIONS):
+    for table in (EVENTS, ITEMS, INTERACTIONS, USERS, CANDIDATES, RECOMMENDATIONS):
         commit(Store(str(folder / "store")), table, DS, [table.schema.empty_table()])
 
 

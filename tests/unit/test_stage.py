@@ -39,7 +39,7 @@ class Spy:
     def __call__(self, night: Night, params: Section, resources: Section) -> dict[str, Any]:
         del params, resources
         self.nights.append(night)
-        truth = pa.table({"user_id": ["u"], "item_num": [self._weight]})
+        truth = pa.table({"user_id": ["u"], "item_num": [self._weight], "new_scene": [False]})
         night.wrote(TRUTH, [night.write(TRUTH).write_part(0, [truth])])
         if self._fault:
             raise self._fault
@@ -162,14 +162,15 @@ def test_a_failure_leaves_the_commit_before_it_live(tonight: Night, fault: Excep
     if isinstance(fault, MemoryError):
         assert "out of memory" in str(raised.value)
     assert tonight.dataset(TRUTH).require("x").manifest == before
-    assert tonight.dataset(TRUTH).require("x").read().to_pylist() == [{"user_id": "u", "item_num": 1}]
+    row = {"user_id": "u", "item_num": 1, "new_scene": False}
+    assert tonight.dataset(TRUTH).require("x").read().to_pylist() == [row]
     assert run_stage(LOCAL, Spy(weight=5), changed, _raw()).ran  # its lock is gone
 
 
 def test_an_output_that_was_not_written_is_refused(tonight: Night) -> None:
     def forgets(night: Night, params: Section, resources: Section) -> dict[str, Any]:
         del params, resources
-        table = pa.table({"user_id": ["u"], "item_num": [1]})
+        table = pa.table({"user_id": ["u"], "item_num": [1], "new_scene": [False]})
         night.wrote(TRUTH, [night.write(TRUTH).write_part(0, [table])])
         return {}
 
