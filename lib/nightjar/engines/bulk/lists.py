@@ -8,7 +8,7 @@ from nightjar.kernels.topk import F32, I64
 MIN_ITEMS = 8192  # below this the first tile of a sweep already gives a good threshold
 TRAIN_PER_LIST = 40
 ITERATIONS = 6
-BLOCK = 4096
+BLOCK = 512  # 2,000 lists make it 4 MB of scores, which stay in the cache
 
 
 def n_lists(n_items: int) -> int:
@@ -48,5 +48,6 @@ def assign(vectors: F32, centroids: F32) -> I64:
     half = (columns * columns).sum(dim=1) / 2
     for start in range(0, len(vectors), BLOCK):
         block = torch.from_numpy(np.array(vectors[start : start + BLOCK]))  # a copy: a map may be read-only
-        nearest[start : start + BLOCK] = (block @ columns.T - half).argmax(dim=1).numpy()
+        scores = torch.addmm(-half, block, columns.T).numpy()
+        nearest[start : start + BLOCK] = scores.argmax(axis=1)  # NumPy's takes a third of the time of torch's
     return nearest
