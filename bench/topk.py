@@ -103,7 +103,9 @@ def _world(options: argparse.Namespace, n_items: int) -> Vectors:
 
 def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
     """Every lane, its recall known from one run."""
-    mine, search = ours(world.matrix, options.k, options.users, [0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2])
+    mine, search = ours(
+        world.matrix, options.k, options.users, [0.01, 0.015, 0.02, 0.022, 0.025, 0.03, 0.05, 0.1]
+    )
     search(world.queries[:64])  # compiles
     truth = search(world.queries)
     lanes = []

@@ -30,25 +30,29 @@ class Learning:
     ease_neighbours: int = 400
 
 
-def from_text(V: F32, how: Learning) -> sparse.csr_matrix:
+def from_text(V: F32, how: Learning, nearest: signals.Nearest | None = None) -> sparse.csr_matrix:
     """The relation of the texts alone; V: (n_items, d) float32 whitened unit vectors."""
-    return signals.text_neighbours(V, how.n_neighbours, how.text_power)
+    return signals.text_neighbours(V, how.n_neighbours, how.text_power, nearest)
 
 
 def from_behaviour(
-    likes: Likes, smoothed: F32, text: sparse.csr_matrix, how: Learning
+    likes: Likes,
+    smoothed: F32,
+    text: sparse.csr_matrix,
+    how: Learning,
+    nearest: signals.Nearest | None = None,
 ) -> dict[str, sparse.csr_matrix]:
     """The relations that a log teaches, by name; `ease` unless nothing was liked or no item may have it.
 
     smoothed: (n_items, d) float32 unit vectors bent by the same log; text: the relation of the texts, by
-    which items that nobody liked yet borrow their co-occurrence.
+    which items that nobody liked yet borrow their co-occurrence; nearest: how neighbours are found.
     """
     liked = likes.matrix()
     together = signals.co_occurrence(liked, signals.Neighbourhood(n_neighbours=how.n_neighbours))
     cold = np.bincount(liked.indices, minlength=liked.shape[1]) == 0
     found = {
         "co_occurrence": signals.borrowed(together, text, cold, how.n_neighbours),
-        "smoothed_text": signals.text_neighbours(smoothed, how.n_neighbours, how.smoothed_power),
+        "smoothed_text": signals.text_neighbours(smoothed, how.n_neighbours, how.smoothed_power, nearest),
     }
     found["followers"] = followers(likes, how.n_neighbours)
     if liked.nnz and how.ease_items:

@@ -8,6 +8,7 @@ scores all users. Relations are CSR (n_items, n_items) float32, row h the neighb
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy import sparse
 from scipy.linalg import lapack
 
 from nightjar.errors import ConfigError, ContractError
+from nightjar.kernels.topk import TopK
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -77,12 +79,20 @@ def co_occurrence(X: sparse.csr_matrix, how: Neighbourhood) -> sparse.csr_matrix
     return sparse.vstack(rows, "csr") if rows else sparse.csr_matrix(X.shape[::-1], dtype=np.float32)
 
 
-def text_neighbours(V: F32, n_neighbours: int, power: float) -> sparse.csr_matrix:
+Nearest = Callable[[F32, int], TopK]
+"""Unit vectors (n, d) and m -> the m nearest of each row but itself, as `engines.nearest` finds them."""
+
+
+def text_neighbours(
+    V: F32, n_neighbours: int, power: float, nearest: Nearest | None = None
+) -> sparse.csr_matrix:
     """The relation relu(cos)^power to the nearest items in a space of unit vectors V (n_items, d) float32.
 
-    A power above 1 sharpens: one near neighbour counts for more than many far ones. Exact search in blocks of
-    rows; where that is too slow (n_items² · d), ask an index for the neighbours instead and use `sharpened`.
+    A power above 1 sharpens: one near neighbour counts for more than many far ones. Without `nearest` they
+    are found by a blocked product of n_items² · d multiplications, for small catalogues and as the reference.
     """
+    if nearest is not None:
+        return _relation(nearest(V, n_neighbours), power)
     rows = []
     for start in range(0, len(V), BLOCK):
         cosines = np.asarray(V[start : start + BLOCK]) @ np.asarray(V).T
@@ -90,6 +100,16 @@ def text_neighbours(V: F32, n_neighbours: int, power: float) -> sparse.csr_matri
         near = _strongest(np.maximum(cosines, 0), n_neighbours)
         rows.append(top_entries((*near, sharpened(cosines[near], power)), cosines.shape, n_neighbours))
     return sparse.vstack(rows, "csr") if rows else sparse.csr_matrix((0, 0), dtype=np.float32)
+
+
+def _relation(nearest: TopK, power: float) -> sparse.csr_matrix:
+    near = nearest.scores > 0  # nothing is -inf
+    indptr = np.concatenate([[0], np.cumsum(near.sum(axis=1))])
+    values = sharpened(nearest.scores[near], power).astype(np.float32)
+    n_items = len(near)
+    out = sparse.csr_matrix((values, nearest.item_nums[near], indptr), (n_items, n_items))
+    out.sort_indices()
+    return out
 
 
 def _strongest(strength: NDArray[np.floating], m: int) -> tuple[I64, I64]:

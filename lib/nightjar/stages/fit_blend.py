@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 from scipy import sparse
 
 from nightjar.config import FitBlend, LearnTaste, Resources
 from nightjar.engines import actors
+from nightjar.engines.nearest import nearest_items
+from nightjar.engines.threads import threads_of
 from nightjar.kernels import fitting, relations
 from nightjar.kernels.likes import Likes, truth_window
 from nightjar.matrix import mapped_matrix, mapped_stack
@@ -36,6 +39,7 @@ def fit_blend(night: Night, params: FitBlend, resources: Resources) -> Metrics:
         night.config.learn_taste,
         night.config.retrieve.exclude_seen,
         night.end,
+        threads_of(resources),
     )
     actors.connect(night.config.ray)
     pool: actors.Pool[Fitted] = actors.Pool(work, resources, 1)
@@ -67,6 +71,7 @@ class FitWork:
     taste: LearnTaste
     exclude_seen: bool
     end: datetime
+    threads: int
 
     def __call__(self) -> FitWork.Part:
         return self.Part(self)
@@ -105,7 +110,9 @@ class FitWork:
                 return chosen, metrics
             text = stack.matrices()["text"]
             bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
-            found = {"text": text, **relations.from_behaviour(held.known, bent, text, learning(work.taste))}
+            how_learnt, nearest = learning(work.taste), partial(nearest_items, threads=work.threads)
+            learnt = relations.from_behaviour(held.known, bent, text, how_learnt, nearest)
+            found = {"text": text, **learnt}
             # What one of the two logs is too large for has no weight to fit, and keeps the one it has.
             nothing = sparse.csr_matrix(text.shape, dtype=np.float32)
             ordered = {name: found.get(name, nothing) for name in stack.names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from scipy import sparse
 
 from nightjar.config import LearnTaste, Resources
 from nightjar.engines import actors
+from nightjar.engines.nearest import nearest_items
+from nightjar.engines.threads import threads_of
 from nightjar.kernels import relations, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.matrix import mapped_matrix, vector_dim
@@ -52,6 +55,7 @@ def learn_taste(night: Night, params: LearnTaste, resources: Resources) -> Metri
         night.write(QUERY_VECTORS, dim),
         params,
         night.end,
+        threads_of(resources),
     )
     actors.connect(night.config.ray)
     pool: actors.Pool[Learnt] = actors.Pool(work, resources, 1)
@@ -85,6 +89,7 @@ class TasteWork:
     query_vectors: Attempt
     params: LearnTaste
     end: datetime
+    threads: int
 
     def __call__(self) -> TasteWork.Part:
         return self.Part(self)
@@ -104,8 +109,9 @@ class TasteWork:
             bent, reached = smoothed(V, liked, params.smooth_weight)
             vectors = self._vectors(bent, item_norms(likes, params))
             how = learning(params)
-            text = relations.from_text(V, how)
-            found = {"text": text, **relations.from_behaviour(likes, bent, text, how)}
+            nearest = partial(nearest_items, threads=work.threads)
+            text = relations.from_text(V, how, nearest)
+            found = {"text": text, **relations.from_behaviour(likes, bent, text, how, nearest)}
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
                 for at, (name, relation) in enumerate(found.items())

@@ -40,6 +40,8 @@ ROWS = 512
 COLUMNS = 1024  # 512 × 1024 int32 scores are 2 MB, so a tile is compared before it leaves the cache
 FLOOR_SHARE = 0.02  # of the lists probed for the floor; finds 70-80 % of the best 100
 MIN_PROBES = 4
+SPREAD = 0.3  # halves the lists for recall 0.99 on made vectors; best on two of real titles, raw and whitened
+NEAREST_FIRST = (8, 40)  # lists of each user that are visited before the rest
 USERS_PER_LIST = 8  # with fewer users to share a list's product, the floor costs more than it saves
 MANY_USERS = 2048  # from here on copying a tile's vectors together pays
 BITS_PER_ITEM = 16
@@ -233,8 +235,8 @@ class _Kept:
 def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
     """The n_kept best allowed items of the nearest lists by estimate, (q, n_kept) int64, -1 where none.
 
-    List by list: all users that probe a list meet it in one product. A longer probe begins with the nearest
-    lists of all users, because what they leave sets a threshold that most of the rest fails at a glance.
+    List by list: all users that probe a list meet it in one product. The nearest lists of all users come
+    first, because what they leave sets a threshold that most of the rest fails at a glance.
     """
     kept = _Kept.room_for(len(block.queries), n_kept)
     for shard, products in zip(task.shards, block.products, strict=True):
@@ -242,43 +244,50 @@ def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
         n_probe = min(n_lists, max(MIN_PROBES, round(share * n_lists)))
         if task.effort.probe_share is None and len(block.queries) * n_probe < USERS_PER_LIST * n_lists:
             continue
-        n_first = min(n_probe, max(MIN_PROBES, round(FLOOR_SHARE * n_lists)))
-        counts = [n_first, n_probe] if n_first < n_probe else [n_probe]
-        visited = np.zeros((len(block.queries), n_lists), np.bool_)
-        for nearest in _nearest_lists(block.queries, shard.centroids, counts):
-            visits = ~visited
-            np.put_along_axis(visited, nearest, True, axis=1)
-            _probe_lists(block, (shard, products), visits & visited, kept)
-            kept.tighten()
+        first = [count for count in NEAREST_FIRST if 2 * count < n_probe]
+        nearest = _nearest_lists(block.queries, shard, n_probe, first)
+        for at, start in enumerate([0, *first]):
+            if at:
+                kept.tighten()
+            _probe_lists(block, (shard, products), nearest[:, start : [*first, n_probe][at]], kept)
     return kept.best()
 
 
-def _probe_lists(block: _Block, pair: tuple[BulkShard, Products], visits: Mask, kept: _Kept) -> None:
-    """Bring every user together with the lists that visits (q, n_lists) says."""
-    lists, users = np.nonzero(visits.T)
-    starts = np.searchsorted(lists, np.arange(visits.shape[1] + 1))
-    for at in range(visits.shape[1]):
+def _probe_lists(block: _Block, pair: tuple[BulkShard, Products], visits: I64, kept: _Kept) -> None:
+    """Bring every user together with the lists of its row of visits (q, m)."""
+    lists = visits.ravel().astype(np.int32)
+    order = np.argsort(lists, kind="stable")
+    users = order // visits.shape[1]
+    starts = np.searchsorted(lists[order], np.arange(len(pair[0].centroids) + 1))
+    for at in np.flatnonzero(np.diff(starts)).tolist():
         _probe_list(block, pair, users[starts[at] : starts[at + 1]], at, kept)
 
 
-def _nearest_lists(queries: F32, centroids: F32, counts: list[int]) -> list[I64]:
-    """For each count the so many lists of each user with the best centroid score, (q, count), in no order."""
-    n_lists = len(centroids)
-    columns = np.zeros((up_to_group(n_lists), centroids.shape[1]), np.float32)
-    columns[:n_lists] = centroids
+def _nearest_lists(queries: F32, shard: BulkShard, count: int, first: list[int]) -> I64:
+    """The most promising lists of each user, (q, count); the best n of them, for each n of `first`, stand in
+    the first n columns.
+
+    A list promises the score of its centroid and, as its best item is what counts, a share of its spread.
+    """
+    n_lists, n_dims = shard.centroids.shape
+    columns = np.zeros((up_to_group(n_lists), n_dims), np.float32)
+    columns[:n_lists] = shard.centroids
     terms = np.zeros((4, len(columns)), np.float32)
-    terms[0] = 1
+    terms[0], terms[1, :n_lists] = 1, shard.spreads
     coefs = np.zeros((len(queries), N_COEFS), np.float32)
-    coefs[:, 3] = 1
-    kept = [_Kept.room_for(len(queries), count) for count in counts]
+    coefs[:, 0], coefs[:, 3] = SPREAD * np.linalg.norm(queries, axis=1), 1
+    kept = _Kept.room_for(len(queries), count)
     lists = (terms, np.arange(n_lists))
     limits = _limits(Filters(), len(queries))
     for row in range(0, len(queries), ROWS):
         users = np.arange(row, min(row + ROWS, len(queries)))
         tile = (torch.from_numpy(queries[users]) @ torch.from_numpy(columns).T).numpy().reshape(-1)
-        for each in kept:
-            estimate_rows(tile, n_lists, users, lists, coefs, each.plain(), limits)
-    return [each.best() for each in kept]
+        estimate_rows(tile, n_lists, users, lists, coefs, kept.plain(), limits)
+    found = kept.best()
+    if first:
+        order = np.argpartition(-kept.scores[:, :count], [n - 1 for n in first], axis=1)
+        found = np.take_along_axis(found, order, axis=1)
+    return found
 
 
 def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at: int, kept: _Kept) -> None:
@@ -286,8 +295,9 @@ def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at:
     start, stop = int(shard.list_starts[at]), int(shard.list_starts[at + 1])
     for first in range(start, stop, COLUMNS):
         n_items = min(COLUMNS, stop - first)
-        facts = block.items(shard, products, first, n_items)
-        items = products.items(first, up_to_group(n_items))
+        width = up_to_group(n_items)
+        facts = products.terms(first, width), shard.item_nums[first : first + n_items]
+        items = products.items(first, width)
         for row in range(0, len(users), ROWS):
             some = users[row : row + ROWS]
             padded = np.zeros(up_to_group(len(some)), np.int64)

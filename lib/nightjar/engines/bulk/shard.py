@@ -20,7 +20,7 @@ from nightjar.engines.shards import ShardFacts, check_items, check_sha256, write
 from nightjar.errors import ConfigError, ContractError, StorageError
 from nightjar.kernels.topk import F32, I64, vector_norms
 
-MAGIC = "nightjar bulk shard 2"
+MAGIC = "nightjar bulk shard 3"
 ALIGN = 64
 PADDING = 64  # rows beyond the last item, so that a group of 64 may be read from any item on
 
@@ -30,8 +30,9 @@ class BulkShard:
     """One open shard: per item of (n,) its number, code and bound terms, in list order.
 
     codes (n + 64, n_head) int8; terms (4, n + 64) float32: scale, common, tail, error; coded (n + 64,) and
-    norms (n,) float32; centroids (n_lists, d) float32; list_starts (n_lists + 1,) int64; witnesses, the
-    vectors of the items at `witness_rows`, which tell whether a matrix is the one that was coded.
+    norms (n,) float32; centroids (n_lists, d) float32; spreads (n_lists,) float32, the root mean square
+    distance of a list's items to its centroid; list_starts (n_lists + 1,) int64; witnesses, the vectors of
+    the items at `witness_rows`, which tell whether a matrix is the one that was coded.
     """
 
     item_nums: I64
@@ -40,6 +41,7 @@ class BulkShard:
     coded: F32
     norms: F32
     centroids: F32
+    spreads: F32
     list_starts: I64
     witnesses: F32
     rotation: Rotation
@@ -99,11 +101,12 @@ class _Plan:
             "terms": ("<f4", (4, n + PADDING)),
             "coded": ("<f4", (n + PADDING,)),
             "norms": ("<f4", (n,)),
+            "spreads": ("<f4", (len(counts),)),
         }
         maps = _laid_out(path, {name: (one.dtype.str, one.shape) for name, one in small.items()} | large)
         for name, array in small.items():
             maps[name][:] = array
-        place = np.empty(n, np.int64)
+        place, squares = np.empty(n, np.int64), np.zeros(len(counts))
         place[order] = np.arange(n)
         for start in range(0, n, ENCODE_BLOCK):
             block = np.array(self.vectors[start : start + ENCODE_BLOCK])
@@ -112,6 +115,10 @@ class _Plan:
             maps["terms"][:, at] = np.stack([coded.scale, coded.common, coded.tail, coded.error])
             maps["coded"][at] = coded.coded
             maps["norms"][at] = vector_norms(block, "items")
+            lists = self.list_of[start : start + ENCODE_BLOCK]
+            distances = np.square(block - self.centroids[lists], dtype=np.float64).sum(axis=1)
+            squares += np.bincount(lists, distances, len(counts))
+        maps["spreads"][:] = np.sqrt(squares / np.maximum(counts, 1))
         for one in maps.values():
             if isinstance(one, np.memmap):
                 one.flush()
@@ -148,7 +155,10 @@ def open_shard(path: Path, sha256: str) -> BulkShard:
         facts = json.loads(head)
         if facts["format"] != MAGIC:
             raise ContractError(f"shard {path} is not a bulk shard; run build_index again")
-        arrays = {name: _mapped(path, len(head), entry) for name, entry in facts["arrays"].items()}
+        # As plain arrays: taking a slice of a memmap costs ten times that of an array.
+        arrays = {
+            name: _mapped(path, len(head), entry).view(np.ndarray) for name, entry in facts["arrays"].items()
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(f"shard {path} is not a bulk shard; run build_index again") from error
     except OSError as error:
