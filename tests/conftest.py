@@ -30,8 +30,13 @@ SPARK: dict[str, Any] = {
     "master": "local[2]",
     "driver_memory": "2g",
     "shuffle_partitions": 3,
-    # Jobs this small are over before the second compiler pays: 10.4 CPU seconds a stage without, 5.7 with.
-    "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"},
+    # Jobs this small are over before the second compiler or code made for a query pays; nights that run as
+    # processes of their own (small_night.py) have the latter.
+    "conf": {
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    },
 }
 
 MakeNight = Callable[..., Night]

@@ -128,6 +128,7 @@ def test_counts_of_cleaning_agree_with_what_was_planted(ran: Ran) -> None:
     assert planted["unknown_item"] <= unknown <= planted["unknown_item"] + planted["path_in_id"]
 
 
+@pytest.mark.slow
 def test_the_lists_of_a_backtest_are_printed(ran: Ran) -> None:
     file = ran.root.with_suffix(".backtest.json")
     said = ran.say("backtest", "--json", str(file))

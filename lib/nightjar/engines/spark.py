@@ -29,6 +29,10 @@ from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import Table
 
 PART = "_part"
+JAVA_OPTIONS = "spark.driver.extraJavaOptions"
+STACK = "8m"
+"""Of a thread: Java deserialises the lineage of ALS by recursion, which 1 MB may be too small for, and Spark
+then ends its JVM. conf/spark-defaults.conf has the same for clusters."""
 ENTRIES = "name string, bytes long, sha256 string, rows long, part int"
 
 Rows = Iterator[pa.RecordBatch]
@@ -67,12 +71,14 @@ def _local(builder: Any, config: NightConfig) -> Any:
     builder = builder.master(config.spark.master).config("spark.driver.memory", config.spark.driver_memory)
     own_logs = importlib.resources.files("nightjar.engines") / "log4j2.properties"
     with importlib.resources.as_file(own_logs) as logs:
-        quiet = {
-            "spark.ui.enabled": "false",
-            "spark.ui.showConsoleProgress": "false",
-            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={logs.as_uri()}",
-        }
-    for key, value in {**quiet, **config.spark.conf}.items():
+        java = f"-Xss{STACK} -Dlog4j2.configurationFile={logs.as_uri()}"
+    own = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        **config.spark.conf,
+        JAVA_OPTIONS: f"{java} {config.spark.conf.get(JAVA_OPTIONS, '')}".strip(),
+    }
+    for key, value in own.items():
         builder = builder.config(key, value)
     return builder
 
