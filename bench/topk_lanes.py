@@ -146,7 +146,7 @@ def _products(queries: F32, vectors: F32, metric: int) -> F32:  # noqa: ARG001
 
 def _ivf_flat(matrix: F32, k: int, n_users: int, n_lists: int, query_by_query: bool) -> Iterator[Lane]:
     index = _trained(f"IVF{n_lists},Flat", matrix)
-    for share in (0.06, 0.1, 0.15, 0.25, 0.4):
+    for share in (0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.4):
         n_probe = max(1, round(share * n_lists))
 
         def one_by_one(queries: F32, n_probe: int = n_probe) -> I64:

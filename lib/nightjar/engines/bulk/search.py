@@ -29,7 +29,7 @@ from nightjar.engines.bulk.compiled import (
     sweep_items,
 )
 from nightjar.engines.bulk.dense import search_dense
-from nightjar.engines.bulk.products import N_COEFS, Crowd, Products, products_of, up_to_group
+from nightjar.engines.bulk.products import N_COEFS, Crowd, Products, has_tiles, products_of, up_to_group
 from nightjar.engines.bulk.shard import BulkShard, witness_rows
 from nightjar.engines.shards import Effort
 from nightjar.errors import ContractError
@@ -270,8 +270,10 @@ def _nearest_lists(queries: F32, shard: BulkShard, count: int, first: list[int])
     A list promises the score of its centroid and, as its best item is what counts, a share of its spread.
     """
     n_lists, n_dims = shard.centroids.shape
-    columns = np.zeros((up_to_group(n_lists), n_dims), np.float32)
-    columns[:n_lists] = shard.centroids
+    # Half of a float will do to choose lists, and takes a sixth of the time where there are tiles.
+    kind = torch.bfloat16 if has_tiles() else torch.float32
+    columns = torch.zeros((up_to_group(n_lists), n_dims), dtype=kind)
+    columns[:n_lists] = torch.from_numpy(np.asarray(shard.centroids))
     terms = np.zeros((4, len(columns)), np.float32)
     terms[0], terms[1, :n_lists] = 1, shard.spreads
     coefs = np.zeros((len(queries), N_COEFS), np.float32)
@@ -281,7 +283,8 @@ def _nearest_lists(queries: F32, shard: BulkShard, count: int, first: list[int])
     limits = _limits(Filters(), len(queries))
     for row in range(0, len(queries), ROWS):
         users = np.arange(row, min(row + ROWS, len(queries)))
-        tile = (torch.from_numpy(queries[users]) @ torch.from_numpy(columns).T).numpy().reshape(-1)
+        product = torch.from_numpy(queries[users]).to(kind) @ columns.T
+        tile = product.float().numpy().reshape(-1)
         estimate_rows(tile, n_lists, users, lists, coefs, kept.plain(), limits)
     found = kept.best()
     if first:
