@@ -24,7 +24,7 @@ N_USERS = 256
 SAMPLE = 8192
 NEIGHBOURS = 8
 TOPICS = 3
-SHARES = (0.03, 0.05, 0.1, 0.2, 0.3, 0.4)  # of lists visited; from about a half on, exact search is faster
+SHARES = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4)  # of lists visited; from a half on, exact search is faster
 K_FACTOR = 5.0  # 4-bit codes misorder: five times as many candidates for fp32 to put in order
 
 
