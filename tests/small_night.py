@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pyspark
 import yaml
 
 from nightjar.generate import GenerateSpec, generate
@@ -29,6 +26,7 @@ SMALL: dict[str, Any] = {
     "clean_events": {"max_events_per_day": 140, "resources": {"parts": 2}},
     "build_items": {"rows_per_part": 30},
     "weigh_events": {"user_parts": 3},
+    "encode_queries": {"resources": {"actors": 1}},
     "build_index": {"resources": {"actors": 1}},
     "retrieve": {"k_prime": 30, "recall_sample": 50, "resources": {"actors": 1}},
     "rank": {"k": 10},
@@ -99,7 +97,7 @@ def undisturbed_night(folder: Path) -> Undisturbed:
     """Runs a night on a small world under `folder`; `conftest.undisturbed` shares one among all tests."""
     world = small_world(folder / "raw")
     config = world.config(folder / "store")
-    ran = nightjar("run", "--config", config, cache=folder / "cache", env=keeping_classes())
+    ran = nightjar("run", "--config", config, cache=folder / "cache")
     assert ran.returncode == 0, ran.stderr
     return Undisturbed(folder, world, config, published(folder / "store"), ran.stdout + ran.stderr)
 
@@ -109,47 +107,20 @@ def command(*arguments: str | Path) -> list[str]:
     return [str(Path(sys.executable).with_name("nightjar")), *map(str, arguments)]
 
 
-QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""Short jobs end before the JVM's optimising compiler has paid for itself."""
-
-
 def environment(cache: Path, **more: str) -> dict[str, str]:
     """This process' environment without what would steer Spark, Ray or Nightjar from outside."""
     steering = ("RAY_", "SPARK_", "PYSPARK_", "NIGHTJAR_", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
-    kept["JDK_JAVA_OPTIONS"] = java_options()
+    # Short jobs end before the JVM's optimising compiler has paid for itself.
+    kept["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
     return {**kept, "PYTHONPATH": str(ROOT / "lib"), "NIGHTJAR_CACHE": str(cache), **more}
 
 
-@functools.cache
-def classes() -> Path:
-    """Where Spark's classes lie parsed, so that a JVM starts 8 CPU seconds sooner (class data sharing).
-
-    Java takes no archive of another Java or other jars, and says so on stdout: hence the name.
-    """
-    java = subprocess.run(["java", "-version"], capture_output=True, check=True).stderr
-    key = f"{java.decode()} {pyspark.__version__} {pyspark.__file__}"
-    return ROOT / "build" / "tests" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsa"
-
-
-def java_options() -> str:
-    return f"{QUICK_JAVA} -XX:SharedArchiveFile={classes()}" if classes().is_file() else QUICK_JAVA
-
-
-def keeping_classes() -> dict[str, str]:
-    """What makes a run's JVM leave its classes for those after it; nothing where an earlier one did."""
-    classes().parent.mkdir(parents=True, exist_ok=True)
-    kept = f"{QUICK_JAVA} -XX:ArchiveClassesAtExit={classes()}"
-    return {} if classes().is_file() else {"JDK_JAVA_OPTIONS": kept}
-
-
-def nightjar(
-    *arguments: str | Path, cache: Path, timeout: float = 900, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def nightjar(*arguments: str | Path, cache: Path, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Runs `nightjar` to its end and returns what it said and its exit code."""
     return subprocess.run(
         command(*arguments),
-        env=environment(cache, **(env or {})),
+        env=environment(cache),
         cwd=ROOT,
         capture_output=True,
         text=True,

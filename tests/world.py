@@ -103,8 +103,12 @@ def config(root: Path | str, **sections: Any) -> NightConfig:
             }
         },
         "build_items": {"sources": [{"path": "unused", "format": "jsonl", "columns": {"item_id": "id"}}]},
+        # Each actor loads its libraries for seconds and has milliseconds to do.
+        "encode_items": {"resources": {"actors": 1}},
+        "encode_queries": {"resources": {"actors": 1}},
+        "build_index": {"resources": {"actors": 1}},
         "weigh_events": {"user_parts": 3},
-        "retrieve": {"k_prime": 20},
+        "retrieve": {"k_prime": 20, "resources": {"actors": 1}},
         "rank": {"k": 5},
     }
     for name, section in sections.items():

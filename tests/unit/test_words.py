@@ -107,3 +107,14 @@ def test_blocks_without_new_users_are_passed_on_as_they_are() -> None:
     (found,) = with_speakers(iter([block]), np.array(["b"], object))
     assert found is block
     assert list(with_speakers(iter([]), np.array([], object))) == []
+
+
+def test_who_only_wrote_and_comes_last_has_an_empty_profile() -> None:
+    """Nobody's history has to be of the types of anybody's: it is divided in place."""
+    norms = np.full(4, 2.0, np.float32)
+    for blocks in ([history(("b", 1, 3))], []):
+        *_, last = with_speakers(iter(blocks), np.array(["z"], object))
+        assert last.user_ids.tolist() == ["z"]
+        for made in (last.profile_of_directions(norms), last.vector_weights(np.zeros(0), norms)):
+            assert made.shape == (1, 4)
+            assert made.nnz == 0

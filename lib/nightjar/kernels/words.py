@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from nightjar.kernels.interactions import Histories, histories
+from nightjar.kernels.interactions import Histories, joined
 from nightjar.kernels.signals import decay
 
 F32 = NDArray[np.float32]
@@ -103,9 +103,7 @@ def with_speakers(blocks: Iterator[Histories], speakers: np.ndarray) -> Iterator
             yield block
         else:
             yield from _aligned(block, ids)
-    nothing = np.zeros(0, np.int64)
-    nobody = histories((np.zeros(0, object), nothing, nothing, nothing, nothing.astype(bool), nothing))
-    yield from _aligned(nobody, speakers[done:])
+    yield from _aligned(joined([]), speakers[done:])
 
 
 def _aligned(block: Histories, ids: np.ndarray) -> Iterator[Histories]:
