@@ -104,9 +104,7 @@ def _world(options: argparse.Namespace, n_items: int) -> Vectors:
 
 def _scout(world: Vectors, options: argparse.Namespace) -> list[Lane]:
     """Every lane, its recall known from one run."""
-    mine, search = ours(
-        world.matrix, options.k, options.users, [0.01, 0.015, 0.02, 0.022, 0.025, 0.03, 0.05, 0.1]
-    )
+    mine, search = ours(world.matrix, options.k, options.users, SHARES)
     search(world.queries[:64])  # compiles
     truth = search(world.queries)
     lanes = []
