@@ -123,6 +123,11 @@ def pool_size(resources: Resources, n_parts: int) -> int:
     return max(1, int(min(fits, n_parts)))
 
 
+def _cores_of_a_node() -> float:
+    """Of the largest node: an actor that asks for more would wait for ever."""
+    return max((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]), default=1.0)
+
+
 @ray.remote(max_restarts=0, max_task_retries=0)
 class _Host:
     """One actor: makes its work with the first part, so that what `make` raises comes back as it is."""
@@ -294,7 +299,8 @@ class Pool(Generic[Result]):
                 self._idle.remove(asked[reference])
 
     def _start(self) -> Any:
-        options: dict[str, Any] = {"num_cpus": self.resources.num_cpus, "num_gpus": self.resources.num_gpus}
+        options: dict[str, Any] = {"num_cpus": min(self.resources.num_cpus, _cores_of_a_node())}
+        options["num_gpus"] = self.resources.num_gpus
         options["max_concurrency"] = self.depth
         return _Host.options(**options).remote(self.make)  # type: ignore[attr-defined]
 

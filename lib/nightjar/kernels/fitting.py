@@ -41,13 +41,15 @@ class Chosen:
 @dataclass(frozen=True)
 class Fit:
     """users: how many to fit on, at most; doubt: standard errors that a gain must exceed; pool_depth:
-    candidates of each source; exclude_seen: what was liked before is neither proposed nor truth."""
+    candidates of each source; exclude_seen: what was liked before is neither proposed nor truth; threads: how
+    many work at it."""
 
     users: int = 2000
     doubt: float = 0.5
     pool_depth: int = 100
     exclude_seen: bool = True
     seed: int = 0
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def fit(
             scored.clear()
             scored[one.history_days] = by_history(held.known, held.users, relations, V, one.history_days)
         made = fusion.Sources(scored[one.history_days], *by_recency(held.known, one.recency_days))
-        return fusion.make_pool(made, truth, held.barred, how.pool_depth)
+        return fusion.make_pool(made, truth, held.barred, how.pool_depth, how.threads)
 
     recencies = [days for days in half_lives(RECENCY_DAYS, span) if days != start.recency_days]
     tried = [start, *(replace(start, recency_days=days) for days in recencies)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,23 +42,37 @@ def from_behaviour(
     text: sparse.csr_matrix,
     how: Learning,
     nearest: signals.Nearest | None = None,
+    threads: int = 1,
 ) -> dict[str, sparse.csr_matrix]:
     """The relations that a log teaches, by name; `ease` unless nothing was liked or no item may have it.
 
     smoothed: (n_items, d) float32 unit vectors bent by the same log; text: the relation of the texts, by
-    which items that nobody liked yet borrow their co-occurrence; nearest: how neighbours are found.
+    which items that nobody liked yet borrow their co-occurrence; nearest: how neighbours are found; threads:
+    relations learnt side by side, each by a BLAS of one thread or not as the process has it.
     """
     liked = likes.matrix()
-    together = signals.co_occurrence(liked, signals.Neighbourhood(n_neighbours=how.n_neighbours))
+    m = how.n_neighbours
+    with ThreadPoolExecutor(threads) as pool:
+        # EASE takes longest and so begins; its entry comes last, as it may be missing.
+        ease = pool.submit(_ease, liked, how) if liked.nnz and how.ease_items else None
+        found = {
+            "co_occurrence": pool.submit(_co_occurrence, liked, text, m),
+            "smoothed_text": pool.submit(signals.text_neighbours, smoothed, m, how.smoothed_power, nearest),
+            "followers": pool.submit(followers, likes, m),
+        }
+        if ease is not None:
+            found["ease"] = ease
+        return {name: one.result() for name, one in found.items()}
+
+
+def _co_occurrence(liked: sparse.csr_matrix, text: sparse.csr_matrix, m: int) -> sparse.csr_matrix:
+    together = signals.co_occurrence(liked, signals.Neighbourhood(n_neighbours=m))
     cold = np.bincount(liked.indices, minlength=liked.shape[1]) == 0
-    found = {
-        "co_occurrence": signals.borrowed(together, text, cold, how.n_neighbours),
-        "smoothed_text": signals.text_neighbours(smoothed, how.n_neighbours, how.smoothed_power, nearest),
-    }
-    found["followers"] = followers(likes, how.n_neighbours)
-    if liked.nnz and how.ease_items:
-        found["ease"] = signals.ease(most_liked(liked, how.ease_items), how.ease_ridge, how.ease_neighbours)
-    return found
+    return signals.borrowed(together, text, cold, m)
+
+
+def _ease(liked: sparse.csr_matrix, how: Learning) -> sparse.csr_matrix:
+    return signals.ease(most_liked(liked, how.ease_items), how.ease_ridge, how.ease_neighbours)
 
 
 def most_liked(liked: sparse.csr_matrix, n: int) -> sparse.csr_matrix:

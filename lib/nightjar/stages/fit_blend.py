@@ -16,7 +16,7 @@ from scipy import sparse
 from nightjar.config import FitBlend, LearnTaste, Resources
 from nightjar.engines import actors
 from nightjar.engines.nearest import nearest_items
-from nightjar.engines.threads import threads_of
+from nightjar.engines.threads import threads_of, use_threads
 from nightjar.kernels import fitting, relations
 from nightjar.kernels.likes import Likes, truth_window
 from nightjar.matrix import mapped_matrix, mapped_stack
@@ -83,6 +83,7 @@ class FitWork:
         def __call__(self, part: int) -> Fitted:
             del part
             work = self.work
+            use_threads(1)  # of BLAS, whose sums may depend on it; threads work on whole relations and blocks
             V = text_space(mapped_matrix(work.embeddings), work.taste)
             likes = read_likes(work.interactions, len(V), work.end)
             stack = mapped_stack(work.neighbours)
@@ -102,7 +103,9 @@ class FitWork:
             self, likes: Likes, V: np.ndarray, stack: relations.Stack, chosen: fitting.Chosen
         ) -> tuple[fitting.Chosen, Metrics]:
             work, params = self.work, self.work.params
-            how = fitting.Fit(params.users, params.doubt, params.pool_depth, work.exclude_seen, params.seed)
+            how = fitting.Fit(
+                params.users, params.doubt, params.pool_depth, work.exclude_seen, params.seed, work.threads
+            )
             window = truth_window(likes, params.users, params.max_share)
             held = fitting.hold_back(likes, window, how)
             metrics: Metrics = {"users": len(held.users), "window_days": round(window, 3)}
@@ -111,7 +114,7 @@ class FitWork:
             text = stack.matrices()["text"]
             bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
             how_learnt, nearest = learning(work.taste), partial(nearest_items, threads=work.threads)
-            learnt = relations.from_behaviour(held.known, bent, text, how_learnt, nearest)
+            learnt = relations.from_behaviour(held.known, bent, text, how_learnt, nearest, work.threads)
             found = {"text": text, **learnt}
             # What one of the two logs is too large for has no weight to fit, and keeps the one it has.
             nothing = sparse.csr_matrix(text.shape, dtype=np.float32)

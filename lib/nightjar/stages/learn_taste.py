@@ -17,7 +17,7 @@ from scipy import sparse
 from nightjar.config import LearnTaste, Resources
 from nightjar.engines import actors
 from nightjar.engines.nearest import nearest_items
-from nightjar.engines.threads import threads_of
+from nightjar.engines.threads import threads_of, use_threads
 from nightjar.kernels import relations, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.matrix import mapped_matrix, vector_dim
@@ -101,6 +101,7 @@ class TasteWork:
         def __call__(self, part: int) -> Learnt:
             del part
             work, params = self.work, self.work.params
+            use_threads(1)  # of BLAS, whose sums may depend on it; threads work on whole relations and blocks
             E = mapped_matrix(work.embeddings)
             space = fit_text_space(E, params)
             V = np.asarray(E) if space is None else taste.whiten(E, space)
@@ -111,7 +112,7 @@ class TasteWork:
             how = learning(params)
             nearest = partial(nearest_items, threads=work.threads)
             text = relations.from_text(V, how, nearest)
-            found = {"text": text, **relations.from_behaviour(likes, bent, text, how, nearest)}
+            found = {"text": text, **relations.from_behaviour(likes, bent, text, how, nearest, work.threads)}
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
                 for at, (name, relation) in enumerate(found.items())
