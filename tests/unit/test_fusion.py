@@ -112,11 +112,12 @@ def test_a_pool_holds_the_best_of_every_source_and_nothing_barred() -> None:
                 assert set(order[:3]) <= inside
 
 
-def test_pool_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pool_blocks_do_not_show(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sources, held, none = world(4), truth(4, 12), sparse.csr_matrix((12, N_ITEMS), dtype=np.float32)
     whole = fusion.make_pool(sources, held, none, 5)
     monkeypatch.setattr(fusion, "BLOCK_SCORES", 5 * N_ITEMS)
-    parts = fusion.make_pool(sources, held, none, 5)
+    parts = fusion.make_pool(sources, held, none, 5, threads)
     assert np.array_equal(whole.item_nums, parts.item_nums) and np.array_equal(whole.hit, parts.hit)
     recipe = Recipe((1.0, 0.3, 0.7), 0.4, 0.5)
     assert np.array_equal(fusion.quality(whole, recipe, 10), fusion.quality(parts, recipe, 10))
