@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     "ray": {"num_cpus": 2, "object_store_bytes": 80_000_000},
     "clean_events": {"max_events_per_day": 140, "resources": {"parts": 2}},
     "build_items": {"rows_per_part": 30},
+    "encode_items": {"precision": "fp32"},
     "weigh_events": {"user_parts": 3},
     "encode_queries": {"resources": {"actors": 1}},
     "build_index": {"resources": {"actors": 1}},
