@@ -64,8 +64,14 @@ class Resources(Section):
     block_users: Positive = Field(1024, description="users searched at once")
 
 
-def resources() -> Any:
-    return Field(default_factory=Resources, json_schema_extra=RESOURCE)
+class ResourcesOfOne(Resources):
+    """Of a stage that is one actor: its threads learn relations side by side."""
+
+    num_cpus: float = Field(2.0, ge=0, description="cores of the actor; those of the largest node at most")
+
+
+def resources(of: type[Resources] = Resources) -> Any:
+    return Field(default_factory=of, json_schema_extra=RESOURCE)
 
 
 class Files(Section):
@@ -369,7 +375,7 @@ class LearnTaste(Section):
     ease_items: int = Field(8192, ge=0, description="most liked items that have EASE among them; 0: none")
     ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
     ease_neighbours: Positive = Field(400, description="kept for each item")
-    resources: Resources = resources()
+    resources: ResourcesOfOne = resources(ResourcesOfOne)
 
 
 class Weights(Section):
@@ -400,7 +406,7 @@ class FitBlend(Section):
     doubt: Factor = Field(0.5, description="standard errors a gain must exceed; more where users are few")
     pool_depth: Positive = Field(100, description="candidates of each source and user in the fit")
     seed: int = 0
-    resources: Resources = resources()
+    resources: ResourcesOfOne = resources(ResourcesOfOne)
 
 
 class AggregateUsers(Section):
