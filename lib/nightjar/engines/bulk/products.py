@@ -117,6 +117,12 @@ def has_tiles() -> bool:
     return bool((found.numpy() == a.astype(np.int32) @ b.T.astype(np.int32)).all())
 
 
+def has_bf16() -> bool:
+    """Whether a product of bfloat16 is faster than one of floats here (AMX, AVX-512 BF16)."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return bool(supported) or has_tiles()
+
+
 def _by_tiles(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """int8 products as float32: exact below 2²⁴, beyond it rounded as int32 is where it is compared."""
     ones, zeros = _no_scale(packed.shape[1])
