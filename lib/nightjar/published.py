@@ -17,6 +17,8 @@ from nightjar.store import Committed, Dataset, Store
 from nightjar.tables import RECOMMENDATIONS
 
 LATEST = f"{RECOMMENDATIONS.name}/LATEST.json"
+LOCK = "LATEST"
+"""Whoever moves LATEST.json reads it first, so two dates published at once would forget one of them."""
 KEPT = 30
 """Published nights that LATEST.json remembers for rolling back."""
 
@@ -70,17 +72,18 @@ def make_live(store: Store, committed: Committed) -> Publication:
     A night older than the live one takes its place behind it: an old date that is run again must not replace
     what readers have with something staler. `roll_back` to its date makes it live.
     """
-    live = publications(store)
     manifest = committed.manifest
-    newer = list(itertools.takewhile(lambda one: one.ds > manifest.ds, live))
-    rest = live[len(newer) :]
-    if rest and (rest[0].ds, rest[0].fingerprint) == (manifest.ds, manifest.fingerprint):
-        return live[0]
     path = f"{committed.dataset.folder}/{manifest.fingerprint}/MANIFEST.json"
     now = datetime.now(UTC).isoformat(timespec="seconds")
     new = Publication(manifest.ds, manifest.fingerprint, path, now)
-    _put(store, [*newer, new, *rest], _withdrawn(store) if newer else None)
-    return newer[0] if newer else new
+    with store.lock(LOCK):
+        live = publications(store)
+        newer = list(itertools.takewhile(lambda one: one.ds > manifest.ds, live))
+        rest = live[len(newer) :]
+        if rest and (rest[0].ds, rest[0].fingerprint) == (manifest.ds, manifest.fingerprint):
+            return live[0]
+        _put(store, [*newer, new, *rest], _withdrawn(store) if newer else None)
+        return newer[0] if newer else new
 
 
 def roll_back(store: Store, ds: str | None = None) -> Publication:
@@ -88,6 +91,13 @@ def roll_back(store: Store, ds: str | None = None) -> Publication:
 
     A list that was rolled back from stays remembered, so `ds` also leads forward again.
     """
+    if not publications(store):
+        return _rolled_back(store, ds)  # says so; a lock would make the folder of a mistyped root
+    with store.lock(LOCK):
+        return _rolled_back(store, ds)
+
+
+def _rolled_back(store: Store, ds: str | None) -> Publication:
     live, withdrawn = publications(store), _withdrawn(store)
     earlier = [(at, one) for at, one in enumerate(live) if at and (ds is None or one.ds == ds)]
     if earlier:
@@ -113,10 +123,13 @@ def remembered(store: Store) -> list[Publication]:
 
 def keep_lists(store: Store, n: int) -> list[Publication]:
     """Remembers only the newest n published lists, the live one among them; returns those given up."""
-    live, withdrawn = publications(store), _withdrawn(store)
-    if live and (live[n:] or withdrawn):
-        _put(store, live[:n])
-    return [*live[n:], *withdrawn]
+    if not publications(store):
+        return []
+    with store.lock(LOCK):
+        live, withdrawn = publications(store), _withdrawn(store)
+        if live[n:] or withdrawn:
+            _put(store, live[:n])
+        return [*live[n:], *withdrawn]
 
 
 def _withdrawn(store: Store) -> list[Publication]:

@@ -8,21 +8,18 @@ with it, otherwise runs the function and commits what it wrote.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 from nightjar import __version__
 from nightjar.config import NightConfig, Resources, Section
-from nightjar.errors import ContractError, NightjarError, NightLocked, NotCommitted, StageError
+from nightjar.errors import ContractError, NightjarError, NotCommitted, StageError
 from nightjar.progress import Report
 from nightjar.sources import RawFile
 from nightjar.sources import fingerprint as files_fingerprint
@@ -141,7 +138,8 @@ def run_stage(
     bound = replace(night, stage=stage.name, inputs=_inputs(stage, night), raw=raw or {}, outputs={})
     identity = _identity(stage, bound)
     bound = replace(bound, fingerprint=_digest(identity))
-    with _lock(bound):
+    busy = f"{stage.name} {night.ds} is being run by another process under {night.store.root}"
+    with night.store.lock(f"{stage.name}.{night.ds}", f"{busy}; wait for it or stop it"):
         if (current := _current(stage, bound)) is not None:
             night.report.line(f"{stage.name} {night.ds}: up to date")
             return StageResult(stage.name, False, 0.0, bound.fingerprint, current[0].manifest.metrics)
@@ -253,32 +251,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-@contextlib.contextmanager
-def _lock(night: Night) -> Iterator[None]:
-    """One writer a stage and date. A file lock: the kernel drops it with its process, so kill -9 leaves none.
-
-    Only where the root is a local or shared POSIX file system; on object stores the scheduler must not
-    start a night twice (same fingerprint: same bytes, so the worst is work done twice).
-    """
-    if not night.store.is_local:
-        yield
-        return
-    folder, name = Path(night.store.scratch("_locks") or "."), f"{night.stage}.{night.ds}.lock"
-    with night.store.doing("written", f"_locks/{name}"):
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NightLocked(
-                f"{night.stage} {night.ds} is being run by another process under {night.store.root}; "
-                "wait for it or stop it"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def require_rows(committed: Committed, why: str) -> None:

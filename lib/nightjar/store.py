@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from nightjar.errors import ContractError, NotCommitted, StorageError
+from nightjar.errors import ContractError, NightLocked, NotCommitted, StorageError
 from nightjar.tables import Table, WholeLists
 
 ROWS_PER_GROUP = 65_536
@@ -108,6 +109,29 @@ class Store:
         with self.doing("made", name):
             folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, busy: str | None = None) -> Iterator[None]:
+        """One holder of a name at a time: waits for it, or raises NightLocked, saying `busy`, if that is given.
+
+        A file lock: the kernel drops it with its process, so kill -9 leaves none. Only where the root is a
+        local or shared POSIX file system; on object stores the scheduler must not start a night twice (same
+        fingerprint: same bytes, so the worst is work done twice).
+        """
+        folder = self.scratch("_locks")
+        if folder is None:
+            yield
+            return
+        with self.doing("written", f"_locks/{name}.lock"):
+            handle = os.open(Path(folder) / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            except BlockingIOError:
+                raise NightLocked(busy) from None
+            yield
+        finally:
+            os.close(handle)
 
     def children(self, name: str) -> list[str]:
         """Names directly under a folder, sorted, or none; for people and clean-up only."""

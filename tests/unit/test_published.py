@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,23 @@ def three(tmp_path: Path) -> Path:
     for ds in DAYS:
         make_live(Store(str(tmp_path)), a_night(tmp_path, ds))
     return tmp_path
+
+
+def test_dates_published_at_once_are_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads what is live, then waits for the other: without a lock one would write over the other."""
+    nights = [a_night(tmp_path, f"2025-03-{day:02}") for day in range(1, 9)]
+    put = Store.put
+
+    def slowly(store: Store, name: str, data: bytes) -> None:
+        if name == LATEST:
+            time.sleep(0.02)
+        put(store, name, data)
+
+    monkeypatch.setattr(Store, "put", slowly)
+    with ThreadPoolExecutor(len(nights)) as pool:
+        list(pool.map(lambda one: make_live(Store(str(tmp_path)), one), nights))
+    assert live(tmp_path) == sorted(live(tmp_path), reverse=True)
+    assert len(live(tmp_path)) == len(nights)
 
 
 def test_nothing_is_live_at_first(tmp_path: Path) -> None:
