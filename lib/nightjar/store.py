@@ -112,7 +112,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str, busy: str | None = None) -> Iterator[None]:
-        """One holder of a name at a time: waits for it, or raises NightLocked, saying `busy`, if that is given.
+        """One holder of a name at a time: waits for it, or raises NightLocked (`busy`) where that is given.
 
         A file lock: the kernel drops it with its process, so kill -9 leaves none. Only where the root is a
         local or shared POSIX file system; on object stores the scheduler must not start a night twice (same
