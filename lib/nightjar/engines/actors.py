@@ -124,8 +124,10 @@ def pool_size(resources: Resources, n_parts: int) -> int:
 
 
 def _cores_of_a_node() -> float:
-    """Of the largest node: an actor that asks for more would wait for ever."""
-    return max((node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]), default=1.0)
+    """Of the largest node: an actor that asks for more would wait for ever. A head without cores bounds
+    nothing, since an autoscaler brings nodes for what is asked."""
+    cores = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return max(cores, default=0.0) or math.inf
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)

@@ -46,9 +46,7 @@ USERS_PER_LIST = 8  # with fewer users to share a list's product, the floor cost
 MANY_USERS = 2048  # from here on copying a tile's vectors together pays
 BITS_PER_ITEM = 16
 MAX_WORDS = 256
-EXTRA = (
-    1.25  # candidates per item wanted in approximate mode: estimates misorder near the end; 1.1 loses 0.3 %
-)
+EXTRA = 1.25  # candidates per item wanted in approximate mode: estimates misorder the end; 1.1 loses 0.3 %
 
 Limits = tuple[NDArray[Any], ...]
 Items = tuple[F32, I64]
