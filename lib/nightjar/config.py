@@ -405,6 +405,10 @@ class FitBlend(Section):
     max_share: float = Field(0.2, gt=0, lt=1, description="of all likes, the most that may be held back")
     doubt: Factor = Field(0.5, description="standard errors a gain must exceed; more where users are few")
     pool_depth: Positive = Field(100, description="candidates of each source and user in the fit")
+    segments: tuple[Positive, ...] = Field(
+        (5,), description="liked items at which segments of users begin, each with weights of its own"
+    )
+    segment_users: Positive = Field(200, description="a segment with fewer to fit on has the weights of all")
     seed: int = 0
     resources: ResourcesOfOne = resources(ResourcesOfOne)
 

@@ -466,8 +466,9 @@ NEIGHBOURS = Table(
 )
 BLEND = Table(
     "blend",
-    _schema(("name", TEXT), ("value", pa.float64(), True)),  # null: without a half-life
-    key=("name",),
+    _schema(("from_items", LONG), ("name", TEXT), ("value", pa.float64(), True)),  # null: without a half-life
+    key=("from_items", "name"),
+    checks=(at_least("from_items", 0),),
     made_by="fit_blend",
 )
 ITEM_SIGNALS = Table(

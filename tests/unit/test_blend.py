@@ -41,7 +41,7 @@ class World:
         self.newest = self.x.copy()
         self.newest.data = (rng.integers(-2, 6, self.x.nnz) / 4).astype(np.float32)
         self.starts = np.array([0, 0, 1])
-        self.cold, self.for_cold = rng.random(N_ITEMS) < 0.3, (0.25, 2.0, 0.0)
+        self.cold, self.for_cold = rng.random(N_ITEMS) < 0.3, ((0.25, 2.0, 0.0), (1.0, 0.0, 0.0))
         self.barred = sparse.random(N_USERS, N_ITEMS, 0.3, "csr", np.float32, rng)
         self.barred.sort_indices()
         # Two sets, and one of another night's numbers; everything, nothing, one set or both.
@@ -51,7 +51,8 @@ class World:
         self.available = rng.random(N_ITEMS) < 0.8
         self.fresh = 2.0 ** rng.integers(-2, 3, N_ITEMS)
         self.popularity = np.maximum(rng.integers(-3, 4, N_ITEMS), 0).astype(np.float64)
-        self.recipe = fusion.Recipe((1.0, 0.0, 0.5), 0.3, 1.0)
+        self.recipes = fusion.Recipe((1.0, 0.0, 0.5), 0.3, 1.0), fusion.Recipe((0.0, 0.5, 0.25), 0.0, 1.0)
+        self.segments = rng.integers(0, 2, N_USERS)
         self.asked = rng.permuted(np.tile(np.arange(N_ITEMS), (N_USERS, 1)), axis=1)[:, :9]
         self.asked[:, -1] = -1
 
@@ -64,19 +65,29 @@ class World:
             self.popularity,
             self.fresh,
         )
-        for_cold = replace(self.recipe, weights=self.for_cold)
-        return np.where(self.cold, fusion.scores(sources, for_cold), fusion.scores(sources, self.recipe))
+        found = []
+        for recipe, for_cold in zip(self.recipes, self.for_cold, strict=True):
+            cold = fusion.scores(sources, replace(recipe, weights=for_cold))
+            found.append(np.where(self.cold, cold, fusion.scores(sources, recipe)))
+        return np.where(self.segments[:, None] == 0, *found)
+
+    def by_popularity(self) -> np.ndarray:
+        """What popularity alone adds to each score, (q, n_items)."""
+        weights = np.array([recipe.popularity for recipe in self.recipes])[self.segments]
+        return weights[:, None] * self.ingredients().popular
 
     def ingredients(self) -> Ingredients:
         length = max(float(np.linalg.norm(self.popularity)), 1e-12)
-        popular = self.recipe.popularity * self.popularity / length
+        popular = self.popularity / length
+        weights = [one.weights for one in self.recipes]
         order = np.argsort(-popular, kind="stable")
         return Ingredients(
             stacked(self.relations),
-            np.stack([self.recipe.weights, self.for_cold], axis=1),
+            np.stack([weights, self.for_cold], axis=2),
+            np.array([one.popularity for one in self.recipes]),
             self.cold.astype(np.int64),
             self.starts,
-            self.fresh**self.recipe.exponent,
+            self.fresh,
             popular,
             order[(popular > 0)[order]],
             self.available,
@@ -99,7 +110,7 @@ class World:
 
     def blended(self, m: int) -> Blended:
         history = self.x.indptr, self.x.indices
-        return blend(self.ingredients(), history, self.both(), self.limits(), self.asked, m)
+        return blend(self.ingredients(), history, self.both(), self.segments, self.limits(), self.asked, m)
 
 
 @settings(deadline=None)
@@ -111,7 +122,7 @@ def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
         np.abs(world.x) @ (np.abs(world.relations["text"]) + np.abs(world.relations["ease"]))
         + np.abs(world.newest) @ np.abs(world.relations["co_occurrence"])
     ) != 0
-    reached = reached.toarray() | (world.ingredients().popular > 0)
+    reached = reached.toarray() | (world.by_popularity() > 0)
     allowed = reached & world.open()
     for user in range(N_USERS):
         items = found.item_nums[user][found.item_nums[user] >= 0]
@@ -142,6 +153,7 @@ def test_a_user_alone_has_the_same_bytes() -> None:
             world.ingredients(),
             (x.indptr, x.indices),
             world.both()[:, world.x.indptr[user] : world.x.indptr[user + 1]],
+            world.segments[user : user + 1],
             world.limits().take(np.array([user])),
             world.asked[user : user + 1],
             10,
@@ -152,7 +164,7 @@ def test_a_user_alone_has_the_same_bytes() -> None:
 
 def test_terms_add_up_to_the_score_without_popularity() -> None:
     world = World(7)
-    found, dense = world.blended(5), world.dense() - world.ingredients().popular
+    found, dense = world.blended(5), world.dense() - world.by_popularity()
     for user in range(N_USERS):
         row, part = world.x[user], slice(world.x.indptr[user], world.x.indptr[user + 1])
         wanted = np.arange(N_ITEMS)
@@ -161,6 +173,7 @@ def test_terms_add_up_to_the_score_without_popularity() -> None:
             row.indices.astype(np.int64),
             world.both()[:, part],
             found.factors[user],
+            int(world.segments[user]),
             wanted,
         )
         assert terms.sum(axis=0) == pytest.approx(dense[user], abs=1e-9)

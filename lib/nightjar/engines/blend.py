@@ -1,8 +1,9 @@
 """Scores all items that a user's history leads to through the relations, and keeps the best: compiled loops.
 
-For user u with history x: score(i) = g_i · Σ_s f_s · w_s · (x @ S_s)_i + popular_i, with the factor f_s = 1 /
-the length of the row (x @ S_s)∘g over the whole catalogue, so that relations weigh alike for every user
-(kernels/fusion.py), and w_s one weight for items that somebody liked, another for the others. Only items that
+For user u with history x: score(i) = g_i · Σ_s f_s · w_s · (x @ S_s)_i + w_p · popular_i, with the factor f_s
+= 1 / the length of the row (x @ S_s)∘g over the whole catalogue, so that relations weigh alike for every user
+(kernels/fusion.py), and w_s one weight for items that somebody liked, another for the others; users come in
+segments of activity, each with weights of its own. Only items that
 some relation leads to and the popular ones are visited: a user costs as much as the neighbours of their
 history, whatever the size of the catalogue. Sums run in float64 in the order of the history, so a user's
 scores do not depend on who is scored beside them.
@@ -29,14 +30,15 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What is the same for every user. weights: (R, 2) float64, of the stack's relations for items liked and
-    for cold ones; cold: (n_items,) int64, 1 for those; starts: (R,) int64, which row of a history's weights a
-    relation starts from; fresh, popular: (n_items,) float64, g and what recent popularity adds;
-    by_popularity: (p,) int64, the items that popularity alone may bring into a list, best first; available:
-    (n_items,) bool."""
+    """What is the same for every user. weights: (S, R, 2) float64, of the stack's relations for each segment
+    of users, for items liked and for cold ones; popularity: (S,) float64, w_p of each segment; cold:
+    (n_items,) int64, 1 for those; starts: (R,) int64, which row of a history's weights a relation starts
+    from; fresh, popular: (n_items,) float64, g and recent popularity; by_popularity: (p,) int64, the items
+    that popularity alone may bring into a list, best first; available: (n_items,) bool."""
 
     stack: Stack
     weights: F64
+    popularity: F64
     cold: I64
     starts: I64
     fresh: F64
@@ -57,14 +59,17 @@ class Blended:
     factors: F64
 
 
-def blend(with_: Ingredients, history: Csr, x: F32, limits: Limits, asked: I64, m: int) -> Blended:
+def blend(
+    with_: Ingredients, history: Csr, x: F32, segments: I64, limits: Limits, asked: I64, m: int
+) -> Blended:
     """The best m items of each of q users, and the scores of those asked for.
 
+    segments: (q,) int64, whose weights each user has.
     history: CSR of q users' items with weights x (rows, n_entries) float32, below 0 for a dislike; limits:
     all that the q users must not get, what they have seen included; asked: (q, c) int64, −1 padding, scored
     whether allowed or not.
     """
-    q, n_relations = len(history[0]) - 1, len(with_.weights)
+    q, n_relations = len(history[0]) - 1, with_.weights.shape[1]
     out = Blended(
         np.full((q, m), -1, np.int64),
         np.full((q, m), -np.inf, np.float32),
@@ -74,7 +79,7 @@ def blend(with_: Ingredients, history: Csr, x: F32, limits: Limits, asked: I64, 
     stack = with_.stack
     _blend(
         (stack.indptr, stack.item_nums, stack.scores),
-        (with_.weights, with_.cold, with_.starts),
+        (with_.weights, with_.popularity, with_.cold, with_.starts, segments.astype(np.int64)),
         (with_.fresh, with_.popular, with_.by_popularity, with_.available),
         (history[0].astype(np.int64), history[1].astype(np.int64), x),
         (limits.denied.indptr.astype(np.int64), limits.denied.item_nums.astype(np.int64)),
@@ -99,16 +104,16 @@ def _allowed(limits: Limits) -> Allowed:
     return order, limits.group.astype(np.int64), set_ends, items, group_ends, numbers
 
 
-def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, wanted: I64) -> F64:
+def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, segment: int, wanted: I64) -> F64:
     """What each history item adds to the score of each wanted item, (len(items), len(wanted)) float64.
 
-    x: (rows, len(items)) float32.
+    x: (rows, len(items)) float32; factors: (R,) float64 and the segment of that user.
     """
     found = np.zeros((len(items), len(wanted)))
     stack = with_.stack
     place = np.full(stack.n_items, -1, np.int64)
     place[wanted] = np.arange(len(wanted))
-    blended = factors[:, None] * with_.weights, with_.cold, with_.starts
+    blended = factors[:, None] * with_.weights[segment], with_.cold, with_.starts
     _terms((stack.indptr, stack.item_nums, stack.scores), stack.n_items, (items, x), blended, place, found)
     found *= with_.fresh[wanted]
     return found
@@ -135,7 +140,7 @@ def _terms(stack, n_items, history, blended, place, found):
 
 @njit(cache=True, nogil=True)
 def _blend(stack, blended, items, history, barred, limited, asked, out):
-    weights, cold, starts = blended
+    weights_of, popularity_of, cold, starts, segments = blended
     fresh, popular, by_popularity, available = items
     n = len(fresh)
     own, total = np.zeros(n), np.zeros(n)
@@ -154,6 +159,7 @@ def _blend(stack, blended, items, history, barred, limited, asked, out):
         for entry in range(barred[0][u], barred[0][u + 1]):
             is_barred[barred[1][entry]] = u
         n_touched = 0
+        weights, popularity = weights_of[segments[u]], popularity_of[segments[u]]
         for r in range(len(weights)):
             if weights[r, 0] == 0.0 and weights[r, 1] == 0.0:
                 continue
@@ -176,14 +182,16 @@ def _blend(stack, blended, items, history, barred, limited, asked, out):
                 total[item] += factor * weights[r, cold[item]] * own[item]
         for at in range(n_touched):
             item = touched[at]
-            total[item] = total[item] * fresh[item] + popular[item]
+            total[item] = total[item] * fresh[item] + popularity * popular[item]
         for at in range(asked.shape[1]):
             item = asked[u, at]
             if item >= 0:
-                out[2][u, at] = total[item] if in_total[item] == u else popular[item]
-        n_touched = _with_popular(
-            (by_popularity, popular), allowed, u, out[0].shape[1], (total, in_total, touched), n_touched
-        )
+                out[2][u, at] = total[item] if in_total[item] == u else popularity * popular[item]
+        if popularity > 0.0:
+            order = (by_popularity, popular, popularity)
+            n_touched = _with_popular(
+                order, allowed, u, out[0].shape[1], (total, in_total, touched), n_touched
+            )
         _keep_best(touched[:n_touched], total, allowed, u, (out[0][u], out[1][u]))
 
 
@@ -238,7 +246,7 @@ def _spread(stack, relation, history, u, scratch, mark):
 @njit(cache=True, nogil=True)
 def _with_popular(order, allowed, u, wanted, scratch, n_touched):
     """Adds the most popular of the other items, as many as a list could need."""
-    by_popularity, popular = order
+    by_popularity, popular, weight = order
     total, in_total, touched = scratch
     found = 0
     for at in range(len(by_popularity)):
@@ -246,7 +254,7 @@ def _with_popular(order, allowed, u, wanted, scratch, n_touched):
         if in_total[item] == u or not _may_get(allowed, u, item):
             continue
         in_total[item] = u
-        total[item] = popular[item]
+        total[item] = weight * popular[item]
         touched[n_touched] = item
         n_touched += 1
         found += 1

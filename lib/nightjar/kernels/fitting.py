@@ -30,19 +30,32 @@ longer ones nothing. News live by hours, and reviews of fourteen years do not.""
 class Chosen:
     """Half-lives in days of recent popularity and of a history (None: it does not fade), and the recipe.
 
-    The recipe's weights are of the relations in their order, then of the vectors.
+    The recipe's weights are of the relations in their order, then of the vectors. by_activity: the recipe of
+    users with so many liked items in their history and more, ascending, `recipe` being of those with fewer;
+    they differ in weights alone.
     """
 
     recency_days: float
     history_days: float | None
     recipe: fusion.Recipe
+    by_activity: tuple[tuple[int, fusion.Recipe], ...] = ()
+
+    def recipes(self) -> tuple[tuple[int, fusion.Recipe], ...]:
+        """Every recipe and the number of items from which it holds, the first from 0."""
+        return ((0, self.recipe), *self.by_activity)
+
+    def segments(self, n_liked: I64) -> I64:
+        """Which of `recipes` is for users with so many liked items, int64 of the same shape."""
+        starts = np.array([start for start, _ in self.recipes()])
+        return np.searchsorted(starts, n_liked, side="right") - 1
 
 
 @dataclass(frozen=True)
 class Fit:
     """users: how many to fit on, at most; doubt: standard errors that a gain must exceed; pool_depth:
     candidates of each source; exclude_seen: what was liked before is neither proposed nor truth; threads: how
-    many work at it."""
+    many work at it; segments: liked items at which segments of users begin, beside those with fewer;
+    segment_users: with fewer in the sample a segment has the weights of all."""
 
     users: int = 2000
     doubt: float = 0.5
@@ -50,6 +63,8 @@ class Fit:
     exclude_seen: bool = True
     seed: int = 0
     threads: int = 1
+    segments: tuple[int, ...] = ()
+    segment_users: int = 200
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,8 @@ def fit(
     start: Chosen,
     how: Fit,
 ) -> Chosen:
-    """Half-lives and weights that rank the truth best: first of recency, then of histories.
+    """Half-lives and weights that rank the truth best: first of recency, then of histories; then the weights
+    of each segment of users.
 
     relations and V (n_items, d), the items' directions, as learnt from held.known.
     Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
@@ -144,4 +160,19 @@ def fit(
     histories = [days for days in (*half_lives(HISTORY_DAYS, span), None) if days != start.history_days]
     tried = [chosen, *(replace(chosen, history_days=days) for days in histories)]
     at, recipe = fusion.fit([pool(one) for one in tried], recipe, K, how.doubt)
-    return replace(tried[at], recipe=recipe)
+    chosen = replace(tried[at], recipe=recipe)
+    return _by_activity(chosen, held, pool(chosen), how) if how.segments else chosen
+
+
+def _by_activity(chosen: Chosen, held: HeldBack, pool: fusion.Pool, how: Fit) -> Chosen:
+    """With the weights of each segment of users, searched from those of all."""
+    n_liked = np.diff(held.known.matrix().indptr)[held.users]
+    starts, found = (0, *how.segments), []
+    for start, stop in zip(starts, (*how.segments, np.inf), strict=True):
+        mine, own = (n_liked >= start) & (n_liked < stop), chosen.recipe
+        if mine.sum() >= how.segment_users:
+            _, own = fusion.fit([fusion.part_of(pool, mine)], own, K, how.doubt, exponent=False)
+        found.append(own)
+    if all(own == chosen.recipe for own in found):
+        return chosen
+    return replace(chosen, recipe=found[0], by_activity=tuple(zip(how.segments, found[1:], strict=True)))

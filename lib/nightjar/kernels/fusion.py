@@ -194,6 +194,19 @@ def make_pool(
     return _stacked([_widened(part, width) for part in parts], len(sources.relations))
 
 
+def part_of(pool: Pool, users: NDArray[np.bool_]) -> Pool:
+    """The pool of some of its users, (q,) bool."""
+    return Pool(
+        pool.item_nums[users],
+        tuple(one[users] for one in pool.values),
+        tuple(one[:, users] for one in pool.norms),
+        pool.popularity[users],
+        pool.freshness[users],
+        pool.hit[users],
+        pool.n_truth[users],
+    )
+
+
 def _pool_block(sources: Sources, truth: Csr, excluded: sparse.csr_matrix, depth: int) -> Pool:
     q, n_items = excluded.shape
     barred = excluded.toarray() != 0
@@ -307,14 +320,19 @@ def quality(pool: Pool, recipe: Recipe, k: int) -> F64:
 
 
 def fit(
-    pools: Sequence[Pool], default: Recipe, k: int, doubt: float = 0.5, rounds: int = 3
+    pools: Sequence[Pool],
+    default: Recipe,
+    k: int,
+    doubt: float = 0.5,
+    rounds: int = 3,
+    exponent: bool = True,
 ) -> tuple[int, Recipe]:
     """The pool (one a setting of half-lives) and recipe that rank the pooled users' truth best.
 
     Coordinate ascent from `pools[0]` and `default`: a step is taken only when its mean gain over the same
     users exceeds `doubt` standard errors of that gain, so few users leave the default as it is.
-    Deterministic; the pools must hold the same users in the same order. Raises ContractError for a pool
-    whose users have no truth.
+    Deterministic; the pools must hold the same users in the same order. exponent: whether it is searched
+    too. Raises ContractError for a pool whose users have no truth.
     """
     if any((pool.n_truth < 1).any() for pool in pools):
         raise ContractError("a fit needs users with something they went on to choose; leave the others out")
@@ -327,7 +345,7 @@ def fit(
     for _ in range(rounds):
         before = state[:2]
         state = search.better_pool(state)
-        for place in range(len(default.coordinates())):
+        for place in range(len(default.coordinates()) - (not exponent)):
             state = search.better_weight(state, place)
         if state[:2] == before:
             break

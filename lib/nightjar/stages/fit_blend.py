@@ -21,7 +21,7 @@ from nightjar.kernels import fitting, relations
 from nightjar.kernels.likes import Likes, truth_window
 from nightjar.matrix import mapped_matrix, mapped_stack
 from nightjar.stage import Metrics, Night
-from nightjar.stages.blending.recipe import blend_rows, cold_weights, named, signal_rows, start
+from nightjar.stages.blending.recipe import blend_rows, choice_of, signal_rows, start, told
 from nightjar.stages.blending.taste_log import learning, read_likes, smoothed, text_space
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import BLEND, INTERACTIONS, ITEM_EMBEDDINGS, ITEM_SIGNALS, NEIGHBOURS
@@ -91,12 +91,12 @@ class FitWork:
             metrics: Metrics = {"users": 0, "window_days": 0.0}
             if work.params.fit:
                 chosen, metrics = self._fit(likes, V, stack, chosen)
-            choice = named(chosen, cold_weights(begun, chosen), stack.names)
+            choice = choice_of(begun, chosen, stack.names)
             blend = work.blend.write_part(0, [blend_rows(choice)])
             return Fitted(
                 blend,
                 work.signals.write_part(0, [signal_rows(likes, chosen)]),
-                metrics | choice,
+                metrics | told(choice),
             )
 
         def _fit(
@@ -104,7 +104,14 @@ class FitWork:
         ) -> tuple[fitting.Chosen, Metrics]:
             work, params = self.work, self.work.params
             how = fitting.Fit(
-                params.users, params.doubt, params.pool_depth, work.exclude_seen, params.seed, work.threads
+                users=params.users,
+                doubt=params.doubt,
+                pool_depth=params.pool_depth,
+                exclude_seen=work.exclude_seen,
+                seed=params.seed,
+                threads=work.threads,
+                segments=params.segments,
+                segment_users=params.segment_users,
             )
             window = truth_window(likes, params.users, params.max_share)
             held = fitting.hold_back(likes, window, how)

@@ -41,9 +41,10 @@ class BlendInputs:
 class Blender:
     """In a worker: the sources in memory or mapped.
 
-    vector_weights: (2,) float64, of the vector source for items liked and for cold ones; vectors: (n, d)
-    float32, directions times norms (n,); gram: (d, d) float64, the sum of the outer products
-    of direction · g, by which the length of a user's row of scores over the catalogue is known without it.
+    vector_weights: (S, 2) float64, of the vector source for each segment of users (chosen.segments), for
+    items liked and for cold ones; vectors: (n, d) float32, directions times norms (n,); gram: (d, d) float64,
+    the sum of the outer products of direction · g, by which the length of a user's row of scores over the
+    catalogue is known without it.
     """
 
     ingredients: Ingredients
@@ -58,15 +59,17 @@ class Blender:
         """Maps the matrices and prepares what every user shares."""
         stack = mapped_stack(inputs.neighbours)
         chosen, for_cold = read_blend(inputs.blend, stack.names)
-        recipe = chosen.recipe
+        weights = np.array([recipe.weights for _, recipe in chosen.recipes()], np.float64)
+        weights = np.stack([weights, np.array(for_cold, np.float64)], axis=2)
         signals = inputs.signals.read(["popularity", "freshness", "cold"])
-        popular = recipe.popularity * signals["popularity"].to_numpy().astype(np.float64)
-        fresh = signals["freshness"].to_numpy().astype(np.float64) ** recipe.exponent
+        popular = signals["popularity"].to_numpy().astype(np.float64)
+        fresh = signals["freshness"].to_numpy().astype(np.float64) ** chosen.recipe.exponent
         available = inputs.items.read(["available"])["available"].to_numpy()
         order = np.argsort(-popular, kind="stable")
         ingredients = Ingredients(
             stack,
-            np.stack([recipe.weights[:-1], for_cold[:-1]], axis=1).astype(np.float64),
+            np.ascontiguousarray(weights[:, :-1]),
+            np.array([recipe.popularity for _, recipe in chosen.recipes()], np.float64),
             signals["cold"].to_numpy().astype(np.int64),
             np.array([int(name in FROM_NEWEST) for name in stack.names], np.int64),
             fresh,
@@ -76,8 +79,7 @@ class Blender:
         )
         V = mapped_matrix(inputs.vectors)
         norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
-        vector_weights = np.array([recipe.weights[-1], for_cold[-1]])
-        return cls(ingredients, chosen, vector_weights, V, norms, _gram(V, fresh / norms))
+        return cls(ingredients, chosen, weights[:, -1], V, norms, _gram(V, fresh / norms))
 
     def best(
         self,
@@ -99,8 +101,8 @@ class Blender:
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
-        starts = self._starts(x, mine)
-        made = blend(self.ingredients, history, starts, limits, retrieved, m)
+        starts, segments = self._starts(x, mine), self._segments(x)
+        made = blend(self.ingredients, history, starts, segments, limits, retrieved, m)
         # Where texts say nothing there is nothing to retrieve by, but relations still know the history.
         known = np.asarray((retrieved >= 0).any(axis=1) | (made.factors > 0).any(axis=1))
         nums = np.where(known[:, None], np.concatenate([made.item_nums, retrieved], axis=1), -1)
@@ -113,11 +115,11 @@ class Blender:
         if self.vector_weights.any() and len(user):
             item = nums[user, at]
             products = score_pairs(U, self.vectors, user, item).astype(np.float64)
-            scores[user, at] += factor[user] * products * self._per_norm(item)
+            scores[user, at] += factor[user] * products * self._per_norm(item, segments[user])
         best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, kept or m)
         long = np.linalg.norm(raw, axis=1)
         vector_factor = factor / np.maximum(long, TINY)
-        return Scored(x, starts, profile, made.factors, vector_factor, best, words)
+        return Scored(x, starts, segments, profile, made.factors, vector_factor, best, words)
 
     def best_of(self, among: np.ndarray, mine: Histories, limits: Limits, m: int) -> np.ndarray:
         """The best m items of a part of the catalogue, (q, m) int64, −1 padding, by the relations alone.
@@ -132,11 +134,16 @@ class Blender:
             by_popularity=np.empty(0, np.int64),
         )
         nobody = np.full((len(mine), 0), -1, np.int64)
-        return blend(part, history, self._starts(x, mine), limits, nobody, m).item_nums
+        return blend(part, history, self._starts(x, mine), self._segments(x), limits, nobody, m).item_nums
 
     def _starts(self, x: sparse.csr_matrix, mine: Histories) -> np.ndarray:
         """What relations start from, (2, nnz) float32: the whole history, and its newest items."""
         return np.stack([x.data, mine.newest_weights(len(self.norms)).data])
+
+    def _segments(self, x: sparse.csr_matrix) -> np.ndarray:
+        """Whose weights users with these histories have, (q,) int64."""
+        liked = sparse.csr_matrix((x.data > 0, x.indices, x.indptr), x.shape)
+        return self.chosen.segments(np.asarray(liked.sum(axis=1)).ravel())
 
     def reasons(self, scored: Scored, lists: np.ndarray, n: int) -> Reasons:
         """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it.
@@ -150,9 +157,10 @@ class Blender:
             part = slice(x.indptr[user], x.indptr[user + 1])
             items = x.indices[part].astype(np.int64)
             mine = scored.starts[:, part]
-            found = relation_terms(self.ingredients, items, mine, scored.factors[user], ranked)
+            factors, segment = scored.factors[user], scored.segments[user]
+            found = relation_terms(self.ingredients, items, mine, factors, segment, ranked)
             if scored.vector_factor[user]:
-                scale = scored.vector_factor[user] * self._per_norm(ranked)
+                scale = scored.vector_factor[user] * self._per_norm(ranked, segment)
                 found += vector_terms(V, items, profile.data[part], ranked) * scale
             return found
 
@@ -169,12 +177,15 @@ class Blender:
         if len(user):
             item = lists[user, at]
             products = score_pairs(scored.words, self.vectors, user, item).astype(np.float64)
-            found[user, at] = products * scored.vector_factor[user] * self._per_norm(item)
+            found[user, at] = (
+                products * scored.vector_factor[user] * self._per_norm(item, scored.segments[user])
+            )
         return found
 
-    def _per_norm(self, items: np.ndarray) -> np.ndarray:
-        """What turns an inner product with an item's vector into one with direction · g · weight, float64."""
-        weights = self.vector_weights[self.ingredients.cold[items]]
+    def _per_norm(self, items: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """What turns an inner product with an item's vector into one with direction · g · weight, float64;
+        segments: of the users, one for all items or one for each."""
+        weights = self.vector_weights[segments, self.ingredients.cold[items]]
         return np.asarray(weights * self.ingredients.fresh[items] / self.norms[items].astype(np.float64))
 
 
@@ -182,11 +193,13 @@ class Blender:
 class Scored:
     """A block of users scored. x, profile: (q, n_items) CSR of one pattern, what relations and vectors start
     from; starts: (2, nnz) float32, the data of x and what relations that start from the newest items do;
-    factors: (q, R) float64; vector_factor: (q,) float64 for the profile's unnormalised sum; best: the
-    candidates; words: (q, d) float32 what users' texts added to that sum, or None."""
+    segments: (q,) int64, of users by their activity; factors: (q, R) float64; vector_factor: (q,) float64
+    for the profile's unnormalised sum; best: the candidates; words: (q, d) float32 what users' texts added to
+    that sum, or None."""
 
     x: sparse.csr_matrix
     starts: np.ndarray
+    segments: np.ndarray
     profile: sparse.csr_matrix
     factors: np.ndarray
     vector_factor: np.ndarray

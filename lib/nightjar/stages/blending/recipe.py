@@ -24,40 +24,65 @@ def start(params: FitBlend, names: tuple[str, ...]) -> Chosen:
     return Chosen(params.recency_days, params.history_days, recipe)
 
 
-def cold_weights(begun: Chosen, chosen: Chosen) -> tuple[float, ...]:
+def cold_weights(begun: Recipe, chosen: Recipe) -> tuple[float, ...]:
     """Weights of the sources for items that nobody liked yet: those a fit begins with, as large in sum as its
     own. A fit only sees items somebody liked, and leans on what cold items lack (docs/log.md)."""
-    scale = sum(chosen.recipe.weights) / max(sum(begun.recipe.weights), TINY)
-    return tuple(weight * scale for weight in begun.recipe.weights)
+    scale = sum(chosen.weights) / max(sum(begun.weights), TINY)
+    return tuple(weight * scale for weight in begun.weights)
 
 
-def named(chosen: Chosen, cold: tuple[float, ...], names: tuple[str, ...]) -> dict[str, float | None]:
-    """The choice as names and numbers, for the manifest and the blend table."""
-    return {
-        **dict(zip((*names, VECTOR), chosen.recipe.weights, strict=True)),
-        **{f"cold_{name}": weight for name, weight in zip((*names, VECTOR), cold, strict=True)},
-        "popularity": chosen.recipe.popularity,
-        "freshness_exponent": chosen.recipe.exponent,
-        "recency_days": chosen.recency_days,
-        "history_days": chosen.history_days,
+Choice = dict[tuple[int, str], float | None]
+"""What is blended: (liked items from which it holds, name) -> number; the half-lives and the exponent hold
+for everyone, from 0."""
+
+
+def choice_of(begun: Chosen, chosen: Chosen, names: tuple[str, ...]) -> Choice:
+    """What a fit chose, with the weights for cold items beside the others."""
+    found: Choice = {
+        (0, "freshness_exponent"): chosen.recipe.exponent,
+        (0, "recency_days"): chosen.recency_days,
+        (0, "history_days"): chosen.history_days,
     }
+    for start, recipe in chosen.recipes():
+        found[start, "popularity"] = recipe.popularity
+        cold = cold_weights(begun.recipe, recipe)
+        for name, weight, for_cold in zip((*names, VECTOR), recipe.weights, cold, strict=True):
+            found[start, name], found[start, f"cold_{name}"] = weight, for_cold
+    return found
 
 
-def blend_rows(choice: dict[str, float | None]) -> pa.Table:
-    """The blend table of a choice (`named`), by name."""
+def told(choice: Choice) -> dict[str, float | None]:
+    """A choice for the manifest: what holds from 5 liked items ends in `_from_5`."""
+    return {f"{name}_from_{start}" if start else name: value for (start, name), value in choice.items()}
+
+
+def blend_rows(choice: Choice) -> pa.Table:
+    """The blend table of a choice."""
     rows = sorted(choice.items())
+    starts = pa.array([start for (start, _), _ in rows], pa.int64())
+    names = pa.array([name for (_, name), _ in rows], pa.string())
     values = pa.array([value for _, value in rows], pa.float64())
-    return pa.table({"name": pa.array([name for name, _ in rows], pa.string()), "value": values})
+    return pa.table({"from_items": starts, "name": names, "value": values})
 
 
-def read_blend(blend: Committed, names: tuple[str, ...]) -> tuple[Chosen, tuple[float, ...]]:
-    """The inverse of `blend_rows`: the choice, and the weights for cold items."""
+def read_blend(blend: Committed, names: tuple[str, ...]) -> tuple[Chosen, tuple[tuple[float, ...], ...]]:
+    """The inverse of `blend_rows`: the choice, and the weights for cold items of each of its recipes."""
     rows = blend.read()
-    found = dict(zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True))
-    weights = tuple(found[name] for name in (*names, VECTOR))
-    recipe = Recipe(weights, found["popularity"], found["freshness_exponent"])
-    chosen = Chosen(found["recency_days"], found["history_days"], recipe)
-    return chosen, tuple(found[f"cold_{name}"] for name in (*names, VECTOR))
+    keys = zip(rows["from_items"].to_pylist(), rows["name"].to_pylist(), strict=True)
+    found: Choice = dict(zip(keys, rows["value"].to_pylist(), strict=True))
+
+    def numbers(start: int, *wanted: str) -> tuple[float, ...]:
+        return tuple(found[start, name] or 0.0 for name in wanted)
+
+    def recipe(start: int) -> Recipe:
+        (popularity,), (exponent,) = numbers(start, "popularity"), numbers(0, "freshness_exponent")
+        return Recipe(numbers(start, *names, VECTOR), popularity, exponent)
+
+    starts = sorted({start for start, _ in found})
+    (recency_days,) = numbers(0, "recency_days")
+    segments = tuple((start, recipe(start)) for start in starts[1:])
+    chosen = Chosen(recency_days, found[0, "history_days"], recipe(0), segments)
+    return chosen, tuple(numbers(start, *(f"cold_{name}" for name in (*names, VECTOR))) for start in starts)
 
 
 def signal_rows(likes: Likes, chosen: Chosen) -> pa.Table:

@@ -1,0 +1,100 @@
+"""A fit on a planted log: users of short histories follow what is popular, those of long ones a relation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from nightjar.kernels import fitting, fusion
+from nightjar.kernels.fitting import Chosen, Fit
+from nightjar.kernels.likes import Likes
+from nightjar.stages.blending.recipe import blend_rows, choice_of, cold_weights, read_blend
+from nightjar.store import Dataset, Store
+from nightjar.tables import BLEND
+from tests.unit.committed_rows import commit
+
+N_USERS, N_ITEMS, PAIRED = 600, 120, 110
+START = Chosen(7.0, None, fusion.Recipe((1.0, 1.0), 0.5, 0.0))
+
+
+def log() -> Likes:
+    """The last ten items are what short-lived users come for; the others come in pairs (0, 1), (2, 3), …, of
+    which long-lived users take the second after the first."""
+    rng = np.random.default_rng(3)
+    pairs: list[tuple[int, int, float]] = []
+    for user in range(N_USERS):
+        if user % 6 == 5:  # who makes the second of each pair known
+            likes = [(int(item), 60.0) for item in rng.choice(np.arange(1, PAIRED, 2), 10, replace=False)]
+        elif user % 2:
+            known = rng.choice(np.arange(0, PAIRED, 2), 8, replace=False)
+            likes = [(int(item), 40.0 + at) for at, item in enumerate(known)]
+            likes.append((int(known[rng.integers(8)]) + 1, 1.0))
+        else:
+            hits = rng.choice(np.arange(PAIRED, N_ITEMS), 2, replace=False)
+            likes = [
+                (int(rng.integers(PAIRED // 2)) * 2, 50.0),
+                (int(hits[0]), 12.0),
+                (int(hits[1]), 1.0),
+            ]
+        pairs += [(user, item, age) for item, age in sorted(dict(likes).items())]
+    user_of, item_of, age = (np.array(column) for column in zip(*pairs, strict=True))
+    ages = age.astype(np.float64)
+    return Likes(user_of, item_of, np.ones(len(ages), np.float32), ages, ages, N_USERS, N_ITEMS)
+
+
+def fitted(
+    segments: tuple[int, ...], segment_users: int = 100
+) -> tuple[fitting.HeldBack, Chosen, fusion.Pool]:
+    likes = log()
+    follows = np.zeros((N_ITEMS, N_ITEMS), np.float32)
+    follows[np.arange(0, PAIRED, 2), np.arange(1, PAIRED, 2)] = 1.0
+    how = Fit(pool_depth=40, segments=segments, segment_users=segment_users)
+    held = fitting.hold_back(likes, 5.0, how)
+    rng = np.random.default_rng(0)
+    V = rng.standard_normal((N_ITEMS, 6)).astype(np.float32)
+    V /= np.linalg.norm(V, axis=1, keepdims=True)
+    relations = {"follows": sparse.csr_matrix(follows)}
+    chosen = fitting.fit(held, relations, V, START, how)
+    truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
+    sources = fitting.sources(held.known, held.users, relations, V, chosen)
+    return held, chosen, fusion.make_pool(sources, truth, held.barred, how.pool_depth)
+
+
+def test_each_segment_has_the_weights_that_serve_it() -> None:
+    held, chosen, pool = fitted((5,))
+    ((begin, long),) = chosen.by_activity
+    assert begin == 5 and long.exponent == chosen.recipe.exponent
+    share = [one.popularity / (one.popularity + one.weights[0]) for one in (chosen.recipe, long)]
+    assert share[0] > share[1]
+    short = np.diff(held.known.matrix().indptr)[held.users] < 5
+    assert chosen.segments(np.array([0, 1, 4, 5, 500])).tolist() == [0, 0, 0, 1, 1]
+    assert short.sum() > 200 and (~short).sum() > 150
+    _, same, _ = fitted(())
+    assert not same.by_activity
+    for users, own in ((short, chosen.recipe), (~short, long)):
+        part = fusion.part_of(pool, users)
+        theirs = fusion.quality(part, own, fitting.K).mean()
+        assert theirs >= fusion.quality(part, same.recipe, fitting.K).mean()
+
+
+def test_small_segments_have_the_weights_of_all() -> None:
+    assert fitted((5,), segment_users=1000)[1] == fitted(())[1]
+    assert fitted((500,))[1] == fitted(())[1]
+
+
+def test_a_choice_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    begun = replace(START, recipe=fusion.Recipe((1.0, 0.5), 0.25, 0.5))
+    own = fusion.Recipe((0.0, 2.0), 0.0, 0.5), fusion.Recipe((4.0, 0.25), 1.5, 0.5)
+    for by_activity in ((), ((5, own[0]),), ((5, own[0]), (20, own[1]))):
+        chosen = replace(begun, history_days=None if by_activity else 30.0, by_activity=by_activity)
+        store, ds = Store(str(tmp_path / str(len(by_activity)))), date(2026, 1, 1)
+        commit(store, BLEND, ds, [blend_rows(choice_of(begun, chosen, ("text",)))])
+        found, cold = read_blend(Dataset(store, BLEND, str(ds)).require("it"), ("text",))
+        assert found == chosen
+        assert cold == tuple(cold_weights(begun.recipe, recipe) for _, recipe in chosen.recipes())
+        assert [sum(one) for one in cold] == pytest.approx([sum(r.weights) for _, r in chosen.recipes()])
