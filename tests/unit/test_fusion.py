@@ -159,10 +159,38 @@ def test_few_users_and_noise_leave_the_default() -> None:
         none = sparse.csr_matrix((8, N_ITEMS), dtype=np.float32)
         pool = fusion.make_pool(sources, truth(int(rng.integers(1000)), 8), none, 10)
         assert fusion.fit([pool], default, 5) == (0, default)
+        assert fusion.fit_halves(pool, default, 5) == default
     nobody = fusion.make_pool(
         world(0, 0, 2), (np.zeros(1, np.int64), np.zeros(0, np.int64)), sparse.csr_matrix((0, N_ITEMS)), 10
     )
     assert fusion.fit([nobody], default, 5) == (0, default)
+
+
+def test_a_mean_of_halves_finds_the_source_that_knows() -> None:
+    pool, default = planted(400), Recipe((1.0, 0.25), 1.0, 0.0)
+    found = fusion.fit_halves(pool, default, 5)
+    assert found.weights[1] >= 4 * max(found.weights[0], found.popularity)
+    assert sum(found.coordinates()) == pytest.approx(2.25)
+    assert fusion.fit_halves(pool, default, 5, threads=3) == found
+    freshness = np.where(pool.hit, 4.0, 1.0).astype(np.float32)
+    risen = replace(pool, freshness=freshness)
+    assert fusion.fit_halves(risen, default, 5).exponent > 0.0
+    assert fusion.fit_halves(risen, default, 5, exponent=False).exponent == 0.0
+
+
+def test_sources_of_equal_worth_share_the_weight() -> None:
+    rng = np.random.default_rng(2)
+    liked = np.sort(np.argsort(rng.random((300, N_ITEMS)), axis=1)[:, :3], axis=1)
+    both = []
+    for _ in range(2):
+        values = rng.random((300, N_ITEMS)).astype(np.float32)
+        np.put_along_axis(values, liked, np.take_along_axis(values, liked, axis=1) + 0.3, axis=1)
+        both.append(sparse.csr_matrix(values))
+    sources = Sources(tuple(both), np.ones(N_ITEMS), np.ones(N_ITEMS))
+    held = np.arange(301, dtype=np.int64) * 3, liked.ravel().astype(np.int64)
+    pool = fusion.make_pool(sources, held, sparse.csr_matrix((300, N_ITEMS), dtype=np.float32), N_ITEMS)
+    found = fusion.fit_halves(pool, Recipe((1.0, 0.0), 0.0, 0.0), 5)
+    assert 1 / 3 < found.weights[0] / found.weights[1] < 3
 
 
 def test_a_fit_refuses_users_without_truth() -> None:

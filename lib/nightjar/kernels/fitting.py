@@ -137,7 +137,7 @@ def fit(
     how: Fit,
 ) -> Chosen:
     """Half-lives and weights that rank the truth best: first of recency, then of histories; then the weights
-    of each segment of users.
+    alone once more, on halves of the users, and those of each segment of users.
 
     relations and V (n_items, d), the items' directions, as learnt from held.known.
     Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
@@ -160,8 +160,10 @@ def fit(
     histories = [days for days in (*half_lives(HISTORY_DAYS, span), None) if days != start.history_days]
     tried = [chosen, *(replace(chosen, history_days=days) for days in histories)]
     at, recipe = fusion.fit([pool(one) for one in tried], recipe, K, how.doubt)
-    chosen = replace(tried[at], recipe=recipe)
-    return _by_activity(chosen, held, pool(chosen), how) if how.segments else chosen
+    chosen = tried[at]
+    pooled = pool(chosen)
+    recipe = fusion.fit_halves(pooled, start.recipe, K, how.doubt, seed=how.seed, threads=how.threads)
+    return _by_activity(replace(chosen, recipe=recipe), held, pooled, how)
 
 
 def _by_activity(chosen: Chosen, held: HeldBack, pool: fusion.Pool, how: Fit) -> Chosen:
@@ -171,7 +173,8 @@ def _by_activity(chosen: Chosen, held: HeldBack, pool: fusion.Pool, how: Fit) ->
     for start, stop in zip(starts, (*how.segments, np.inf), strict=True):
         mine, own = (n_liked >= start) & (n_liked < stop), chosen.recipe
         if mine.sum() >= how.segment_users:
-            _, own = fusion.fit([fusion.part_of(pool, mine)], own, K, how.doubt, exponent=False)
+            part = fusion.part_of(pool, mine)
+            own = fusion.fit_halves(part, own, K, how.doubt, False, how.seed, how.threads)
         found.append(own)
     if all(own == chosen.recipe for own in found):
         return chosen
