@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from bench.quality_night import default_config, lists_for, night_of
+from bench.quality_night import commit, default_config, lists_for, loops_for_engines, night_of
 from nightjar.kernels.variety import ild_of_vectors
 from nightjar.matrix import mapped_matrix
-from nightjar.tables import ITEM_VECTORS, RECOMMENDATIONS
+from nightjar.night import function_of, stage_named
+from nightjar.stage import run_stage
+from nightjar.tables import BLEND, ITEM_VECTORS, RECOMMENDATIONS, USERS
 from tests.unit.test_quality_bench import N_ITEMS, N_USERS, K, planted
 
 COLD = range(36, N_ITEMS)
@@ -60,3 +63,34 @@ def test_less_relevance_is_more_diversity_and_scores_still_fall(tmp_path: Path) 
         spread.append(float(ild_of_vectors(lists, V, [K])[f"ILD@{K}"].mean()))
     assert spread == sorted(spread)
     assert spread[2] > spread[0] + 0.05
+
+
+def test_users_of_each_segment_have_its_weights(tmp_path: Path) -> None:
+    """Two recipes each for everyone, then both in one night: one for short histories, one for long ones."""
+    log, E = planted()
+    nights, lists = [], []
+    for at, weights in enumerate(
+        ({"popularity": 3.0, "text": 0.0}, {"popularity": 0.0, "ease": 4.0, "vector": 0.0})
+    ):
+        fit = {"fit": False, "weights": weights}
+        sections = {"rank": {"k": K}, "retrieve": {"k_prime": 12}, "fit_blend": fit}
+        config = default_config(tmp_path / str(at), **sections)
+        nights.append(night_of(log, 200.0, np.ones(N_ITEMS, bool), E, config))
+        lists.append(lists_for(nights[at], np.arange(N_USERS)).tolist())
+    n_items = nights[0].dataset(USERS).require("x").read(["n_items"])["n_items"].to_numpy()
+    begin = int(np.median(n_items))
+    short = n_items < begin
+    assert 5 < short.sum() < N_USERS - 5
+    one, other = (night.dataset(BLEND).require("x").read() for night in nights)
+    everybody = ("freshness_exponent", "recency_days", "history_days")
+    own = other.filter([name not in everybody for name in other["name"].to_pylist()])
+    own = own.set_column(0, own.schema.field(0), pa.array([begin] * len(own)))
+    commit(nights[0], BLEND, [pa.concat_tables([one, own])], "both")
+    with loops_for_engines():
+        run_stage(stage_named("rank"), function_of(stage_named("rank")), nights[0])
+    rows = nights[0].dataset(RECOMMENDATIONS).require("x").read(["item_id"])["item_id"].to_pylist()
+    found = np.array([int(item[1:]) for item in rows]).reshape(N_USERS, K).tolist()
+    for users in (np.flatnonzero(short), np.flatnonzero(~short)):
+        assert any(lists[0][user] != lists[1][user] for user in users)
+    for user in range(N_USERS):
+        assert found[user] == lists[0 if short[user] else 1][user]
