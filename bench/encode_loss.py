@@ -54,7 +54,7 @@ def recall_lost(name: str) -> dict[str, dict[str, Any]]:
         bent = taste.whiten(embedded, taste.fit_whitening(embedded, 1.0, 0.05))
         profile = text_profile(bent)
         alone = lists_of(test, lambda users: profile(history(test, users, 20.0)))
-        whole = nightjar(log, embedded, test).found
+        whole = nightjar(log, embedded, test, test.warm).found
         return {"text_alone": held_against(test, alone).recall, "nightjar": whole.recall}
 
     exact = recalls("fp32")
