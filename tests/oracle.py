@@ -142,6 +142,7 @@ class Blend:
             X[users.index(user), num[item]] = 1
             self.popular[num[item]] += 2 ** (-((end - when) / timedelta(days=1)) / fit.recency_days)
         ever = X.sum(axis=0)
+        self.cold = ever == 0
         share = self.popular.sum() / ever.sum()
         self.fresh = ((self.popular + 5 * share) / (share * (ever + 5))) ** fit.freshness_exponent
         per_user = X / np.sqrt(X.sum(axis=1, keepdims=True))
@@ -195,10 +196,14 @@ class Blend:
         if np.linalg.norm(u) <= 1e-6 and not any(x.values()):
             return {}
         found = {item: np.zeros(len(self.fresh)) for item in profile}
+        for_warm = {name: getattr(fit.weights, name) for name in parts}
+        for_cold = for_warm | {"vector": fit.weights.cold_vector}
+        larger = sum(for_warm.values()) / sum(for_cold.values())
         for name, rows in parts.items():
+            weight = np.where(self.cold, for_cold[name] * larger, for_warm[name])
             length = np.linalg.norm(sum(rows.values()) * self.fresh)
             for item, row in rows.items():
-                found[item] += getattr(fit.weights, name) * row * self.fresh / (length or 1)
+                found[item] += weight * row * self.fresh / (length or 1)
         return found
 
 

@@ -388,6 +388,7 @@ class Weights(Section):
     followers: Factor = 0.5
     ease: Factor = 1.0
     popularity: Factor = 0.3
+    cold_vector: Factor = Field(0.25, description="instead of vector, for items nobody liked yet")
 
 
 class FitBlend(Section):

@@ -89,12 +89,13 @@ def test_small_segments_have_the_weights_of_all() -> None:
 
 def test_a_choice_comes_back_as_it_was_written(tmp_path: Path) -> None:
     begun = replace(START, recipe=fusion.Recipe((1.0, 0.5), 0.25, 0.5))
+    cold_ones = (0.25, 0.5)
     own = fusion.Recipe((0.0, 2.0), 0.0, 0.5), fusion.Recipe((4.0, 0.25), 1.5, 0.5)
     for by_activity in ((), ((5, own[0]),), ((5, own[0]), (20, own[1]))):
         chosen = replace(begun, history_days=None if by_activity else 30.0, by_activity=by_activity)
         store, ds = Store(str(tmp_path / str(len(by_activity)))), date(2026, 1, 1)
-        commit(store, BLEND, ds, [blend_rows(choice_of(begun, chosen, ("text",)))])
+        commit(store, BLEND, ds, [blend_rows(choice_of(cold_ones, chosen, ("text",)))])
         found, cold = read_blend(Dataset(store, BLEND, str(ds)).require("it"), ("text",))
         assert found == chosen
-        assert cold == tuple(cold_weights(begun.recipe, recipe) for _, recipe in chosen.recipes())
+        assert cold == tuple(cold_weights(cold_ones, recipe) for _, recipe in chosen.recipes())
         assert [sum(one) for one in cold] == pytest.approx([sum(r.weights) for _, r in chosen.recipes()])

@@ -21,7 +21,7 @@ from nightjar.kernels import fitting, relations
 from nightjar.kernels.likes import Likes, truth_window
 from nightjar.matrix import mapped_matrix, mapped_stack
 from nightjar.stage import Metrics, Night
-from nightjar.stages.blending.recipe import blend_rows, choice_of, signal_rows, start, told
+from nightjar.stages.blending.recipe import blend_rows, choice_of, cold_start, signal_rows, start, told
 from nightjar.stages.blending.taste_log import learning, read_likes, smoothed, text_space
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import BLEND, INTERACTIONS, ITEM_EMBEDDINGS, ITEM_SIGNALS, NEIGHBOURS
@@ -87,11 +87,11 @@ class FitWork:
             V = text_space(mapped_matrix(work.embeddings), work.taste)
             likes = read_likes(work.interactions, len(V), work.end)
             stack = mapped_stack(work.neighbours)
-            begun = chosen = start(work.params, stack.names)
+            chosen = start(work.params, stack.names)
             metrics: Metrics = {"users": 0, "window_days": 0.0}
             if work.params.fit:
                 chosen, metrics = self._fit(likes, V, stack, chosen)
-            choice = choice_of(begun, chosen, stack.names)
+            choice = choice_of(cold_start(work.params, stack.names), chosen, stack.names)
             blend = work.blend.write_part(0, [blend_rows(choice)])
             return Fitted(
                 blend,

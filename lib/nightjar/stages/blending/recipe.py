@@ -24,11 +24,16 @@ def start(params: FitBlend, names: tuple[str, ...]) -> Chosen:
     return Chosen(params.recency_days, params.history_days, recipe)
 
 
-def cold_weights(begun: Recipe, chosen: Recipe) -> tuple[float, ...]:
-    """Weights of the sources for items that nobody liked yet: those a fit begins with, as large in sum as its
-    own. A fit only sees items somebody liked, and leans on what cold items lack (docs/log.md)."""
-    scale = sum(chosen.weights) / max(sum(begun.weights), TINY)
-    return tuple(weight * scale for weight in begun.weights)
+def cold_start(params: FitBlend, names: tuple[str, ...]) -> tuple[float, ...]:
+    """Weights of the sources for items that nobody liked yet: those a fit begins with, vectors apart."""
+    return (*(float(getattr(params.weights, name)) for name in names), params.weights.cold_vector)
+
+
+def cold_weights(cold: tuple[float, ...], chosen: Recipe) -> tuple[float, ...]:
+    """`cold_start` made as large in sum as the weights a fit chose. A fit only sees items somebody liked, and
+    leans on what cold items lack (docs/log.md)."""
+    scale = sum(chosen.weights) / max(sum(cold), TINY)
+    return tuple(weight * scale for weight in cold)
 
 
 Choice = dict[tuple[int, str], float | None]
@@ -36,8 +41,8 @@ Choice = dict[tuple[int, str], float | None]
 for everyone, from 0."""
 
 
-def choice_of(begun: Chosen, chosen: Chosen, names: tuple[str, ...]) -> Choice:
-    """What a fit chose, with the weights for cold items beside the others."""
+def choice_of(cold: tuple[float, ...], chosen: Chosen, names: tuple[str, ...]) -> Choice:
+    """What a fit chose, with the weights for cold items (`cold_start`) beside the others."""
     found: Choice = {
         (0, "freshness_exponent"): chosen.recipe.exponent,
         (0, "recency_days"): chosen.recency_days,
@@ -45,8 +50,8 @@ def choice_of(begun: Chosen, chosen: Chosen, names: tuple[str, ...]) -> Choice:
     }
     for start, recipe in chosen.recipes():
         found[start, "popularity"] = recipe.popularity
-        cold = cold_weights(begun.recipe, recipe)
-        for name, weight, for_cold in zip((*names, VECTOR), recipe.weights, cold, strict=True):
+        all_cold = cold_weights(cold, recipe)
+        for name, weight, for_cold in zip((*names, VECTOR), recipe.weights, all_cold, strict=True):
             found[start, name], found[start, f"cold_{name}"] = weight, for_cold
     return found
 
