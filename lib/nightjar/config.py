@@ -413,6 +413,12 @@ class FitBlend(Section):
     seed: int = 0
     resources: ResourcesOfOne = resources(ResourcesOfOne)
 
+    @model_validator(mode="after")
+    def _rising_segments(self) -> FitBlend:
+        if list(self.segments) != sorted(set(self.segments)):
+            raise ValueError(f"segments {list(self.segments)} must rise: each begins at more liked items")
+        return self
+
 
 class AggregateUsers(Section):
     """Interactions and item vectors -> user vectors."""

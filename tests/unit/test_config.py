@@ -104,6 +104,12 @@ def test_a_mistyped_key_gets_a_hint(tmp_path: Path, path: str, hint: str) -> Non
     assert "night.yaml" in said
 
 
+@pytest.mark.parametrize("starts", [[20, 5], [5, 5]])
+def test_segments_that_do_not_rise_are_refused(tmp_path: Path, starts: list[int]) -> None:
+    said = _refused(tmp_path, _changed("fit_blend.segments", starts))
+    assert f"segments {starts} must rise" in said
+
+
 def test_a_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
     said = _refused(tmp_path, _changed("rank.zzzzzz", 1))
     assert "unknown key rank.zzzzzz; known: cold_share, k, max_per_category" in said

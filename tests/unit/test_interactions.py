@@ -68,6 +68,14 @@ def test_profiles_hold_what_is_inside_the_cap(rows: list[Row], wanted: list[str]
 
 @settings(deadline=None)
 @given(ROWS, st.lists(st.sampled_from([*USERS, "nobody"])))
+def test_liked_items_are_counted_within_the_cap(rows: list[Row], wanted: list[str]) -> None:
+    expected = [sum(weight > 0 and kept for user, _, weight, kept in rows if user == one) for one in wanted]
+    found = histories(_columns(rows)).aligned(np.array(wanted, object))
+    assert found.n_liked().tolist() == expected
+
+
+@settings(deadline=None)
+@given(ROWS, st.lists(st.sampled_from([*USERS, "nobody"])))
 def test_aligned_follows_the_order_asked_for(rows: list[Row], wanted: list[str]) -> None:
     found = histories(_columns(rows)).aligned(np.array(wanted, object))
     assert list(found.user_ids) == wanted

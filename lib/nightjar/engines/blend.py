@@ -3,10 +3,10 @@
 For user u with history x: score(i) = g_i · Σ_s f_s · w_s · (x @ S_s)_i + w_p · popular_i, with the factor f_s
 = 1 / the length of the row (x @ S_s)∘g over the whole catalogue, so that relations weigh alike for every user
 (kernels/fusion.py), and w_s one weight for items that somebody liked, another for the others; users come in
-segments of activity, each with weights of its own. Only items that
-some relation leads to and the popular ones are visited: a user costs as much as the neighbours of their
-history, whatever the size of the catalogue. Sums run in float64 in the order of the history, so a user's
-scores do not depend on who is scored beside them.
+segments of activity, each with weights of its own. Only items that some relation leads to and the popular
+ones are visited: a user costs as much as the neighbours of their history, whatever the size of the catalogue.
+Sums run in float64 in the order of the history, so a user's scores do not depend on who is scored beside
+them.
 """
 
 # numba's decorator and the functions it compiles carry no annotations that mypy could read.
@@ -64,10 +64,9 @@ def blend(
 ) -> Blended:
     """The best m items of each of q users, and the scores of those asked for.
 
-    segments: (q,) int64, whose weights each user has.
-    history: CSR of q users' items with weights x (rows, n_entries) float32, below 0 for a dislike; limits:
-    all that the q users must not get, what they have seen included; asked: (q, c) int64, −1 padding, scored
-    whether allowed or not.
+    history: CSR of q users' items with weights x (rows, n_entries) float32, below 0 for a dislike; segments:
+    (q,) int64, whose weights each user has; limits: all that the q users must not get, what they have seen
+    included; asked: (q, c) int64, −1 padding, scored whether allowed or not.
     """
     q, n_relations = len(history[0]) - 1, with_.weights.shape[1]
     out = Blended(

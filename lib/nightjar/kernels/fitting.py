@@ -159,11 +159,10 @@ def fit(
     chosen = replace(tried[at], recipe=recipe)
     histories = [days for days in (*half_lives(HISTORY_DAYS, span), None) if days != start.history_days]
     tried = [chosen, *(replace(chosen, history_days=days) for days in histories)]
-    at, recipe = fusion.fit([pool(one) for one in tried], recipe, K, how.doubt)
-    chosen = tried[at]
-    pooled = pool(chosen)
-    recipe = fusion.fit_halves(pooled, start.recipe, K, how.doubt, seed=how.seed, threads=how.threads)
-    return _by_activity(replace(chosen, recipe=recipe), held, pooled, how)
+    pools = [pool(one) for one in tried]
+    at, _ = fusion.fit(pools, recipe, K, how.doubt)
+    recipe = fusion.fit_halves(pools[at], start.recipe, K, how.doubt, seed=how.seed, threads=how.threads)
+    return _by_activity(replace(tried[at], recipe=recipe), held, pools[at], how)
 
 
 def _by_activity(chosen: Chosen, held: HeldBack, pool: fusion.Pool, how: Fit) -> Chosen:

@@ -45,6 +45,11 @@ class Histories:
         root = np.sign(self.strengths) * np.sqrt(np.abs(self.strengths))
         return self._inside_cap((root * left).astype(np.float32), n_items)
 
+    def n_liked(self) -> np.ndarray:
+        """Liked items of each user within the cap, (q,) int64, however old."""
+        users = np.repeat(np.arange(len(self)), np.diff(self.indptr))
+        return np.bincount(users[self.in_profile & (self.strengths > 0)], minlength=len(self))
+
     def newest_weights(self, n_items: int) -> sparse.csr_matrix:
         """What the relation `followers` starts from, ±newness (Likes.recent); pattern of relation_weights."""
         users = np.repeat(np.arange(len(self)), np.diff(self.indptr))

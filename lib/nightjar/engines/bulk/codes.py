@@ -22,9 +22,7 @@ from nightjar.kernels.topk import F32, F64, UNIT_ROUNDOFF
 
 I8 = NDArray[np.int8]
 
-HEAD_ENERGY = (
-    0.92  # share of the second moment kept in the head; with less, estimates cost recall (docs/log.md)
-)
+HEAD_ENERGY = 0.92  # share of the second moment kept in the head; with less, estimates lose recall
 HEAD_STEP = 64  # int8 products are fastest at multiples of 64 dimensions
 SAMPLE = 20_000
 ENCODE_BLOCK = 1024

@@ -101,7 +101,7 @@ class Blender:
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
-        starts, segments = self._starts(x, mine), self._segments(x)
+        starts, segments = self._starts(x, mine), self.chosen.segments(mine.n_liked())
         made = blend(self.ingredients, history, starts, segments, limits, retrieved, m)
         # Where texts say nothing there is nothing to retrieve by, but relations still know the history.
         known = np.asarray((retrieved >= 0).any(axis=1) | (made.factors > 0).any(axis=1))
@@ -134,16 +134,12 @@ class Blender:
             by_popularity=np.empty(0, np.int64),
         )
         nobody = np.full((len(mine), 0), -1, np.int64)
-        return blend(part, history, self._starts(x, mine), self._segments(x), limits, nobody, m).item_nums
+        segments = self.chosen.segments(mine.n_liked())
+        return blend(part, history, self._starts(x, mine), segments, limits, nobody, m).item_nums
 
     def _starts(self, x: sparse.csr_matrix, mine: Histories) -> np.ndarray:
         """What relations start from, (2, nnz) float32: the whole history, and its newest items."""
         return np.stack([x.data, mine.newest_weights(len(self.norms)).data])
-
-    def _segments(self, x: sparse.csr_matrix) -> np.ndarray:
-        """Whose weights users with these histories have, (q,) int64."""
-        liked = sparse.csr_matrix((x.data > 0, x.indices, x.indptr), x.shape)
-        return self.chosen.segments(np.asarray(liked.sum(axis=1)).ravel())
 
     def reasons(self, scored: Scored, lists: np.ndarray, n: int) -> Reasons:
         """Splits the scores of lists (q, k) into what each history item adds; popularity is not among it.
