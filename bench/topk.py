@@ -46,7 +46,7 @@ from nightjar.kernels.topk import Filters, ItemLists
 
 RESULTS = Path(__file__).parent / "results"
 GOOD = 0.99
-SHARES = [0.01, 0.015, 0.02, 0.022, 0.025, 0.03, 0.05, 0.1]
+SHARES = [0.01, 0.015, 0.02, 0.022, 0.025, 0.03, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4]
 N_SEEN = 1000
 
 

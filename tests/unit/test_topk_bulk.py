@@ -2,6 +2,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,22 @@ def clustered_world(n_items: int = 9000, n_users: int = 80) -> tuple[F32, F32, F
     return matrix.astype(np.float32), queries.astype(np.float32), filters
 
 
+def slow_world(n_items: int = 9000, n_users: int = 80) -> tuple[F32, F32, Filters]:
+    """Energy that falls off so slowly that a sweep stops before the end of the codes."""
+    rng = np.random.default_rng(7)
+    amplitude = (1 + np.arange(384)) ** -0.45
+    centres = rng.standard_normal((3000, 384))
+    matrix = (
+        centres[rng.integers(0, 3000, n_items)] + 0.75 * rng.standard_normal((n_items, 384))
+    ) * amplitude
+    queries = (
+        centres[rng.integers(0, 3000, n_users)] + 0.3 * rng.standard_normal((n_users, 384))
+    ) * amplitude
+    seen = [set(rng.choice(n_items, 400, replace=False).tolist()) for _ in range(n_users)]
+    seen[1] = set(range(n_items - 20))
+    return matrix.astype(np.float32), queries.astype(np.float32), Filters(lists_of(seen))
+
+
 @pytest.mark.usefixtures("by_int8")
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(worlds(), st.integers(1, 30), st.sampled_from([1, 2, 5]))
@@ -70,7 +87,7 @@ def test_the_threshold_join_is_a_full_sort(tmp_path: Path, world: World, k: int,
 def test_the_same_bytes_for_any_shards_threads_and_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for make in (clustered_world, gaussian_world):
+    for make in (clustered_world, gaussian_world, slow_world):
         matrix, queries, filters = make()
         expected = sweep_topk(queries, matrix, 50, filters)
         assert expected.n_found.min() < 50
@@ -78,6 +95,8 @@ def test_the_same_bytes_for_any_shards_threads_and_blocks(
         for n_shards in (1, 2, 5):
             part_of = rng.integers(0, n_shards, len(matrix))
             shards = shards_of(matrix, part_of, tmp_path / f"{make.__name__}{n_shards}")
+            facts = shards[0].rotation
+            assert n_shards > 1 or (facts.n_swept < facts.n_head) == (make is slow_world)
             for threads, users, rows, columns in ((2, 8192, 512, 1024), (1, 33, 7, 64)):
                 # With threads 1 the floor comes from lists and vectors are copied together, with 2 neither.
                 monkeypatch.setattr("nightjar.engines.bulk.search.USERS_PER_LIST", 0 if threads == 1 else 99)
@@ -155,7 +174,7 @@ def test_what_a_coarse_code_loses_still_decides(
 
     Without the random mixing of the head every code of the coarse side is the same, and the estimates are 0.
     """
-    plain = Rotation(np.eye(60, dtype=np.float32), 0.0, 64)
+    plain = Rotation(np.eye(60, dtype=np.float32), 0.0, 64, 64)
     monkeypatch.setattr("nightjar.engines.bulk.shard.fit_rotation", lambda *_: plain)
     rng = np.random.default_rng(9)
     matrix = rng.choice(np.float32([-1, 1]), (4000, 60))
@@ -191,8 +210,9 @@ def test_compiled_scores_have_the_bits_of_the_definition(n_dims: int) -> None:
     matrix = rng.standard_normal((50, n_dims)).astype(np.float32)
     items = rng.integers(-1, 50, (9, 30))
     expected = rescore(queries, matrix, items)
-    assert _score(queries, matrix, items).tobytes() == expected.tobytes()
-    assert _score(queries, np.asfortranarray(matrix), items).tobytes() == expected.tobytes()
+    order = rng.permutation(9)
+    assert _score(queries, matrix, items, order).tobytes() == expected.tobytes()
+    assert _score(queries, np.asfortranarray(matrix), items, order).tobytes() == expected.tobytes()
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60))
@@ -206,21 +226,31 @@ def test_best_first_selects(seed: int, n: int, k: int) -> None:
     assert np.array_equal(scores[moved], mixed) and sorted(moved) == sorted(items)
 
 
-def test_the_int8_product_is_exact_where_it_is_used() -> None:
+@pytest.mark.parametrize("n_dims", [4, 64, 256, 384, 1024])
+def test_the_int8_product_is_exact_where_it_is_used(n_dims: int) -> None:
     if not products.has_int8():
         pytest.skip("no VNNI on this machine")
     rng, torch = np.random.default_rng(1), products.torch
-    for shape in ((64, 64, 64), (512, 1024, 256), (64, 192, 384), (1024, 512, 1024)):
-        a = rng.integers(-127, 128, shape[::2], dtype=np.int8)
-        b = rng.integers(-127, 128, shape[1:], dtype=np.int8)
-        a[0], b[0], b[1] = 127, 127, -127
-        expected = a.astype(np.int64) @ b.T.astype(np.int64)
-        out = torch.empty(shape[:2], dtype=torch.int32)
-        torch._int_mm(torch.from_numpy(a), torch.from_numpy(b).T, out=out)
-        assert np.array_equal(out.numpy(), expected)
-        if products.has_tiles():
-            packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(b), None)
-            assert np.array_equal(products._by_tiles(torch.from_numpy(a), packed).numpy(), expected)
+    users = rng.integers(-127, 128, (compiled.USERS, n_dims), dtype=np.int8)
+    items = rng.integers(-127, 128, (compiled.GROUP, n_dims), dtype=np.int8)
+    users[0], users[1], items[0], items[1] = 127, -127, 127, -127
+    expected = users.astype(np.int64) @ items.T.astype(np.int64)
+    for n_lanes in (compiled.GROUP, compiled.HALF):
+        found, masks = products.products_once(users, items, n_lanes)
+        assert np.array_equal(found, expected[:, :n_lanes])
+        bits = masks[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
+        assert (
+            np.array_equal(bits[:, :n_lanes] == 1, expected[:, :n_lanes] > 0) and not bits[:, n_lanes:].any()
+        )
+    if products.has_tiles():
+        packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(users), None)
+        assert np.array_equal(products._by_tiles(torch.from_numpy(items), packed).numpy(), expected.T)
+
+
+def test_a_processor_that_numba_was_told_of_has_no_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code would be for that processor, and an instruction that it lacks ends the process."""
+    monkeypatch.setattr(products.numba.config, "CPU_NAME", "generic")
+    assert not products.has_int8.__wrapped__()
 
 
 @pytest.mark.usefixtures("by_int8")
@@ -238,8 +268,11 @@ def test_groups_of_users_may_get_different_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("by_int8")
-def test_approximate_search_returns_k_and_finds_more_with_more_lists(tmp_path: Path) -> None:
-    matrix, queries, filters = clustered_world()
+@pytest.mark.parametrize("make", [clustered_world, slow_world])
+def test_approximate_search_returns_k_and_finds_more_with_more_lists(
+    tmp_path: Path, make: Callable[[], tuple[F32, F32, Filters]]
+) -> None:
+    matrix, queries, filters = make()
     exact = sweep_topk(queries, matrix, 50, filters)
     shards = shards_of(matrix, np.zeros(len(matrix), np.int64), tmp_path)
     recalls = []
@@ -249,7 +282,7 @@ def test_approximate_search_returns_k_and_finds_more_with_more_lists(tmp_path: P
         assert filters.allowed(found.item_nums)[found.item_nums >= 0].all()
         as_answer(found)
         recalls.append(index_recall(found, exact).mean())
-    assert recalls[0] < recalls[1] < recalls[2] + 1e-9 and recalls[2] > 0.999
+    assert recalls[0] < recalls[1] < recalls[2] + 1e-9 and recalls[2] > 0.995
 
 
 @pytest.mark.usefixtures("by_int8")

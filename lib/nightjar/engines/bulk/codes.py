@@ -10,6 +10,9 @@ vector; of the rest, the tail, only the length is kept. For a user u with w = Vu
 by Cauchy-Schwarz, with ρ for all rounding (`margins`). The only product over dimensions is b·c, an exact int8
 matrix product; the rest is one number per item times one per user. All is compared after division by a. The
 norm-bounded tail is FEXIPRO's (Li et al., SIGMOD 2017), here in bulk and with a quantised head.
+
+A sweep, which compares every pair, stops at the first n_swept of the codes, and what the others hold counts
+as tail: h, c and the lengths above mean those. Estimates, which the approximate search relies on, use all.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,8 @@ from nightjar.kernels.topk import F32, F64, UNIT_ROUNDOFF
 
 I8 = NDArray[np.int8]
 
-HEAD_ENERGY = 0.92  # share of the second moment kept in the head; with less, estimates lose recall
+HEAD_ENERGY = 0.92  # share of the second moment kept in the codes; with less, estimates lose recall
+SWEPT_ENERGY = 0.9  # in those that a sweep multiplies; with less, it has more pairs to compare exactly
 HEAD_STEP = 64  # int8 products are fastest at multiples of 64 dimensions
 SAMPLE = 20_000
 ENCODE_BLOCK = 1024
@@ -33,19 +37,21 @@ ROUND_UP = 1 + 1e-6
 
 @dataclass(frozen=True)
 class Rotation:
-    """An almost orthogonal matrix (d, d) float32 by rows, its defect |VᵀV - 1|₂, and the head's length."""
+    """An almost orthogonal matrix (d, d) float32 by rows, its defect |VᵀV - 1|₂, the length of the codes, and
+    how many of them a sweep multiplies."""
 
     matrix: F32
     defect: float
     n_head: int
+    n_swept: int
 
 
 @dataclass(frozen=True)
 class Codes:
     """int8 codes (n, n_head) and, per vector, what the bound needs (n,) float32; lengths are rounded up.
 
-    scale; common: coordinate 0; tail: length of the rest; head: length of the head; error: length of what the
-    code misses of the head; coded: length of what it holds.
+    scale; common: coordinate 0; and of the swept part of the head: its length, head; the length of what the
+    code misses of it, error; of what it holds, coded; tail: length of all that is neither in it nor common.
     """
 
     codes: I8
@@ -69,15 +75,20 @@ def fit_rotation(vectors: F32, seed: int) -> Rotation:
     energy, directions = np.linalg.eigh(moment)
     energy, directions = energy[::-1], directions[:, ::-1].T.copy()
     kept = np.cumsum(energy[1:]) / max(float(energy[1:].sum()), 1e-30)
-    wanted = int(np.searchsorted(kept, HEAD_ENERGY)) + 1 if n_dims > 1 else 1
-    n_head = -(-wanted // HEAD_STEP) * HEAD_STEP
-    mixed = min(n_head, n_dims - 1)
-    if mixed > 0:
-        mixing, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((mixed, mixed)))
-        directions[1 : 1 + mixed] = mixing @ directions[1 : 1 + mixed]
+    n_head, n_swept = (_length(kept, share) for share in (HEAD_ENERGY, SWEPT_ENERGY))
+    rng = np.random.default_rng(seed)
+    for first, stop in ((0, n_swept), (n_swept, n_head)):
+        mixed = directions[1 + first : 1 + stop]
+        mixing, _ = np.linalg.qr(rng.standard_normal((len(mixed), len(mixed))))
+        mixed[:] = mixing @ mixed
     matrix = np.ascontiguousarray(directions, dtype=np.float32)
     gram = matrix.astype(np.float64).T @ matrix.astype(np.float64)
-    return Rotation(matrix, float(np.linalg.norm(gram - np.eye(n_dims), 2)) * ROUND_UP, n_head)
+    return Rotation(matrix, float(np.linalg.norm(gram - np.eye(n_dims), 2)) * ROUND_UP, n_head, n_swept)
+
+
+def _length(kept: F64, share: float) -> int:
+    """How many directions hold this share of the energy, up to a multiple of 64; kept: of the first ones."""
+    return -(-(int(np.searchsorted(kept, share)) + 1) // HEAD_STEP) * HEAD_STEP
 
 
 def encode(vectors: F32, rotation: Rotation, precise: bool) -> Codes:
@@ -95,15 +106,16 @@ def encode(vectors: F32, rotation: Rotation, precise: bool) -> Codes:
 def _encode_block(vectors: F32, rotation: Rotation, precise: bool) -> list[NDArray[np.generic]]:
     kind = torch.float64 if precise else torch.float32
     turned = torch.from_numpy(vectors).to(kind) @ torch.from_numpy(rotation.matrix).to(kind).T
-    head, rest = turned[:, 1 : 1 + rotation.n_head], turned[:, 1 + rotation.n_head :]
+    head, swept = turned[:, 1 : 1 + rotation.n_head], slice(0, rotation.n_swept)
     lengths = torch.linalg.vector_norm(turned, dim=1)
     largest = head.abs().amax(dim=1) if head.shape[1] else torch.zeros_like(lengths)
     scale = torch.maximum(largest / LONGEST, lengths * SMALLEST_SCALE).float()
     coded = torch.clamp(torch.round(head / scale[:, None]), -LONGEST, LONGEST)
     codes = torch.zeros((len(vectors), rotation.n_head), dtype=torch.int8)
     codes[:, : head.shape[1]] = coded.to(torch.int8)
-    held = coded * scale[:, None].to(kind)
-    measured = [torch.linalg.vector_norm(part, dim=1) for part in (rest, head, head - held, held)]
+    head, held = head[:, swept], (coded * scale[:, None].to(kind))[:, swept]
+    parts = (turned[:, 1 + rotation.n_swept :], head, head - held, held)
+    measured = [torch.linalg.vector_norm(part, dim=1) for part in parts]
     columns = [scale, turned[:, 0], *(length * ROUND_UP for length in measured)]
     return [codes.numpy(), *(column.float().numpy() for column in columns)]
 

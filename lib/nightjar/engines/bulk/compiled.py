@@ -1,12 +1,14 @@
-"""The two compiled loops of the bulk engine, and the vector instructions they stand on.
+"""The compiled loops of the bulk engine, and the vector instructions they stand on.
 
 Numba alone compiles the comparison of a score tile to 1 G elements/s a core; with the vector operations
 written out (llvmlite, below) it is 17 G/s, and re-scoring a pair of 384 dimensions takes 28 ns, not 250. LLVM
 lowers the 16-lane operations to whatever the processor has, so this is no AVX-512 code. Everything that
 numba caches is in this one file, because its cache notices a change of this file only.
 
-Tiles are row-major, flat, what lies beyond their users or items stale: a row per user for estimates, where
-the users differ from list to list; a row per item for the sweep, where a block of users stays the same.
+Where the processor has VNNI, int8 products are made here too (`multiply`), six users with 64 items at a time,
+and compared while they are in the first cache. Elsewhere torch makes them in larger tiles, row-major, flat,
+what lies beyond their users or items stale: a row per user for estimates, where the users differ from list to
+list; a row per item for the sweep, where a block of users stays the same.
 `terms` is (4, width) float32: scale, common, tail, error of a tile's items; `coefs` (q, 5) float32: common,
 tail, error, one over the user's scale, and the margin per unit of item length (`bulk.codes` has the bound).
 A heap is a row of k scores and items with its worst entry (lowest score, then highest item) first.
@@ -27,10 +29,16 @@ from numba.extending import intrinsic
 
 LANES = 16
 GROUP = 64  # items compared at once; a mask of their outcomes is one machine word
+HALF = GROUP // 2  # items of a product where a list has no more left
+USERS = 6  # of a product: with 64 items its sums fill 24 of 32 registers
+TOGETHER = 4  # codes that one lane of a product multiplies and adds at once
 N_HITS = 2048
 AHEAD = 4  # pairs between asking for a vector and using it
 FLOAT, INT, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
+VNNI = (
+    "llvm.x86.avx512.vpdpbusd.512"  # with the types of before LLVM 22, which newer releases bring up to date
+)
 
 
 def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -41,8 +49,15 @@ def _load(builder: Any, base: Any, offset: Any, vector: Any) -> Any:
     return builder.load(builder.bitcast(builder.gep(base, [offset]), vector.as_pointer()), align=4)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    one = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(INT, 0))
+def _starts(context: Any, builder: Any, kinds: Any, arrays: Any) -> Any:
+    """Where each array of a tuple begins."""
+    return [
+        _data(context, builder, kind, builder.extract_value(arrays, n)) for n, kind in enumerate(kinds.types)
+    ]
+
+
+def _splat(builder: Any, value: Any, vector: Any = FLOATS) -> Any:
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(INT, 0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
 
 
@@ -52,33 +67,22 @@ def _long(value: int) -> Any:
 
 @intrinsic
 def reaches(
-    _typing: Any, tile: Any, offset: Any, terms: Any, stride: Any, item: Any, user: Any, cut: Any
+    _typing: Any, tile: Any, offset: Any, terms: Any, stride: Any, item: Any, common: Any, cut: Any
 ) -> Any:
-    """Which of 64 items reach the cut: bit i says tile[offset + i]·scale + Σ user·term ≥ cut, at item + i.
-
-    `user` is a tuple of coefficients for the terms after the scale.
-    """
-    signature = types.uint64(tile, types.intp, terms, types.intp, types.intp, user, types.float32)
-    whole_numbers = isinstance(tile.dtype, types.Integer)
+    """Which of 64 items reach the cut: bit i says tile[offset + i]·scale + common·own ≥ cut, at item + i."""
+    signature = types.uint64(tile, types.intp, terms, types.intp, types.intp, types.float32, types.float32)
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        tile_value, at, terms_value, row, first, factors, limit = args
+        tile_value, at, terms_value, row, first, weight, limit = args
         products = _data(context, builder, tile, tile_value)
-        items = _data(context, builder, terms, terms_value)
-        weights = [_splat(builder, builder.extract_value(factors, n)) for n in range(len(user))]
-        limit, mask = _splat(builder, limit), None
+        scales = builder.gep(_data(context, builder, terms, terms_value), [first])
+        owns = builder.gep(scales, [row])
+        weight, limit, mask = _splat(builder, weight), _splat(builder, limit), None
         for part in range(GROUP // LANES):
             shift = _long(part * LANES)
-            at_item = builder.add(first, shift)
-            value = _load(builder, products, builder.add(at, shift), INTS if whole_numbers else FLOATS)
-            value = builder.sitofp(value, FLOATS) if whole_numbers else value
-            value = builder.fmul(value, _load(builder, items, at_item, FLOATS))
-            for n, weight in enumerate(weights, 1):
-                term = _load(builder, items, builder.add(at_item, builder.mul(row, _long(n))), FLOATS)
-                value = builder.fadd(value, builder.fmul(weight, term))
-            bits = builder.bitcast(builder.fcmp_ordered(">=", value, limit), ir.IntType(LANES))
-            bits = builder.shl(builder.zext(bits, LONG), shift)
-            mask = bits if mask is None else builder.or_(mask, bits)
+            value = _load(builder, products, builder.add(at, shift), FLOATS)
+            scale, own = _load(builder, scales, shift, FLOATS), _load(builder, owns, shift, FLOATS)
+            mask = _reached(builder, value, scale, builder.fmul(weight, own), limit, shift, mask)
         return mask
 
     return signature, codegen
@@ -91,7 +95,6 @@ def reaches_across(
     """Which of 64 users an item reaches: bit i says tile[offset + i]·scale + own·common ≥ cut at user + i."""
     number = types.float32
     signature = types.uint64(tile, types.intp, number, number, common, types.intp, cuts)
-    whole_numbers = isinstance(tile.dtype, types.Integer)
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         tile_value, at, factor, weight, common_value, first, cuts_value = args
@@ -102,17 +105,111 @@ def reaches_across(
         for part in range(GROUP // LANES):
             shift = _long(part * LANES)
             at_user = builder.add(first, shift)
-            value = _load(builder, products, builder.add(at, shift), INTS if whole_numbers else FLOATS)
-            value = builder.sitofp(value, FLOATS) if whole_numbers else value
-            value = builder.fmul(value, factor)
-            value = builder.fadd(value, builder.fmul(weight, _load(builder, users, at_user, FLOATS)))
+            value = _load(builder, products, builder.add(at, shift), FLOATS)
+            own = builder.fmul(weight, _load(builder, users, at_user, FLOATS))
             limit = _load(builder, limits, at_user, FLOATS)
-            bits = builder.bitcast(builder.fcmp_ordered(">=", value, limit), ir.IntType(LANES))
-            bits = builder.shl(builder.zext(bits, LONG), shift)
-            mask = bits if mask is None else builder.or_(mask, bits)
+            mask = _reached(builder, value, factor, own, limit, shift, mask)
         return mask
 
     return signature, codegen
+
+
+def _reached(builder: Any, product: Any, scale: Any, own: Any, cut: Any, shift: Any, mask: Any | None) -> Any:
+    """The mask and, from bit `shift` on, where product · scale + own ≥ cut."""
+    value = builder.fadd(builder.fmul(product, scale), own)
+    bits = builder.bitcast(builder.fcmp_ordered(">=", value, cut), ir.IntType(LANES))
+    bits = builder.shl(builder.zext(bits, LONG), shift)
+    return bits if mask is None else builder.or_(mask, bits)
+
+
+def _multiply(n_vectors: int) -> Any:
+    """Six users with n_vectors · 16 items; the sums stay in registers until they are compared."""
+
+    @intrinsic
+    def multiply(
+        _typing: Any,
+        room: Any,
+        at: Any,
+        n_words: Any,
+        users: Any,
+        start: Any,
+        terms: Any,
+        stride: Any,
+        first: Any,
+    ) -> Any:
+        """The products of six users with the items from `first` on, and which of them reach the users' cuts.
+
+        tile[64·r + i] = codes of user positions[start + r] · codes of item i, int32, exact; bit i of masks[r]
+        says tile[64·r + i]·scale + commons[r]·own ≥ cuts[r]. room is (panels, tile, commons (6,), cuts (6,),
+        masks (6,) uint64), its panels from `at` on what `pack_items` made of n_words · 4 codes of the items;
+        users is (codes (q, dimensions) int8, sums (q,) int32, positions), sums being -128 times the sum of
+        a user's codes, which takes back that the items' stand 128 too high; terms, flat, has the scale of an
+        item and `stride` later its own common.
+        """
+        signature = types.void(room, types.intp, types.intp, users, types.intp, terms, types.intp, types.intp)
+
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            room_value, panel_at, steps, users_value, begin, terms_value, row_length, item = args
+            panels, tile, commons, cuts, masks = _starts(context, builder, room, room_value)
+            codes, sums, positions = _starts(context, builder, users, users_value)
+            width = context.make_array(users.types[0])(
+                context, builder, builder.extract_value(users_value, 0)
+            )
+            width = cgutils.unpack_tuple(builder, width.shape)[1]
+            kind = ir.FunctionType(INTS, [INTS, INTS, INTS])
+            add = cgutils.get_or_insert_function(builder.module, kind, VNNI)
+            panel, rows, before_all = builder.gep(panels, [panel_at]), [], []
+            for row in range(USERS):
+                user = builder.load(builder.gep(positions, [builder.add(begin, _long(row))]))
+                rows.append(builder.gep(codes, [builder.mul(user, width)]))
+                before_all.append(_splat(builder, builder.load(builder.gep(sums, [user])), INTS))
+            before, loop = builder.block, builder.append_basic_block("dimensions")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            step = builder.phi(LONG)
+            totals = [[builder.phi(INTS) for _ in range(n_vectors)] for _ in range(USERS)]
+            word = builder.mul(step, _long(n_vectors * LANES))
+            items = [
+                _load(builder, panel, builder.add(word, _long(part * LANES)), INTS)
+                for part in range(n_vectors)
+            ]
+            byte, added = builder.mul(step, _long(TOGETHER)), []
+            for row in range(USERS):
+                at_user = builder.bitcast(builder.gep(rows[row], [byte]), INT.as_pointer())
+                user = _splat(builder, builder.load(at_user, align=1), INTS)
+                added.append([builder.call(add, [totals[row][n], items[n], user]) for n in range(n_vectors)])
+                for n in range(n_vectors):
+                    totals[row][n].add_incoming(before_all[row], before)
+                    totals[row][n].add_incoming(added[row][n], loop)
+            following = builder.add(step, _long(1))
+            step.add_incoming(_long(0), before)
+            step.add_incoming(following, loop)
+            after = builder.append_basic_block("compare")
+            builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+            builder.position_at_end(after)
+            scales = builder.gep(_data(context, builder, terms, terms_value), [item])
+            owns = builder.gep(scales, [row_length])
+            found: list[Any] = [None] * USERS
+            for n in range(n_vectors):
+                shift = _long(n * LANES)
+                scale, own = _load(builder, scales, shift, FLOATS), _load(builder, owns, shift, FLOATS)
+                for row in range(USERS):
+                    place = builder.gep(tile, [_long(row * GROUP + n * LANES)])
+                    builder.store(added[row][n], builder.bitcast(place, INTS.as_pointer()), align=4)
+                    common = _splat(builder, builder.load(builder.gep(commons, [_long(row)])))
+                    cut = _splat(builder, builder.load(builder.gep(cuts, [_long(row)])))
+                    value, common = builder.sitofp(added[row][n], FLOATS), builder.fmul(common, own)
+                    found[row] = _reached(builder, value, scale, common, cut, shift, found[row])
+            for row in range(USERS):
+                builder.store(found[row], builder.gep(masks, [_long(row)]))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return multiply
+
+
+multiply_group, multiply_half = _multiply(GROUP // LANES), _multiply(HALF // LANES)
 
 
 @intrinsic
@@ -312,42 +409,133 @@ def best_first(scores, items, n, k):
 
 
 @compiled
-def estimate_rows(tile, n_columns, users, items, coefs, kept, limits):
-    """Collect each user's best allowed items of a tile by estimated score; no vector is read.
+def keep_row(mask, tile, at, n_items, user, first, items, coefs, kept, limits):
+    """Append to a user's entries the allowed of n_items ≤ 64 items whose estimated score is above the cut.
 
-    tile has a row a user; users (rows,) are positions in coefs and kept; items is (terms, item_nums); kept is
-    (scores (q, room) float32, items (q, room) int64, count (q,) int64, cut (q,) float32, k). Entries above
-    the cut are appended; a full row is cut back to its best k, which a heap would keep at 450 ns an entry
-    instead of 15.
+    mask says which reach it; tile[at + i] is the product with item first + i of items, (terms, item_nums);
+    kept is (scores (q, room) float32, items (q, room) int64, count (q,) int64, cut (q,) float32, k). A full
+    row is cut back to its best k, which a heap would keep at 450 ns an entry instead of 15.
     """
     terms, item_nums = items
     eligible, group_of, listed_at, listed, marks = limits
     all_scores, all_items, counts, cuts, k = kept
-    room, width, flat = all_scores.shape[1], terms.shape[1], terms.reshape(-1)
+    common, inverse, n = coefs[user, 0], coefs[user, 3], counts[user]
+    if n_items < GROUP:
+        mask &= (np.uint64(1) << np.uint64(n_items)) - np.uint64(1)
+    while mask:
+        lane = np.int64(lowest_bit(mask))
+        mask &= mask - np.uint64(1)
+        product, place = np.float32(tile[at + lane]), first + lane
+        score = (product * terms[0, place] + common * terms[1, place]) / inverse
+        item = item_nums[place]
+        if score < cuts[user] or not is_allowed(user, item, eligible, group_of, listed_at, listed, marks):
+            continue
+        if n == all_scores.shape[1]:
+            cuts[user] = best_first(all_scores[user], all_items[user], n, k)
+            n = k
+        all_scores[user, n] = score
+        all_items[user, n] = item
+        n += 1
+    counts[user] = n
+
+
+@compiled
+def estimate_rows(tile, n_columns, users, items, coefs, kept, limits):
+    """Collect each user's best allowed items of a tile by estimated score; no vector is read.
+
+    tile has a row a user; users (rows,) are positions in coefs and kept; items and kept as in `keep_row`.
+    """
+    terms, cuts = items[0], kept[3]
+    flat, width = terms.reshape(-1), terms.shape[1]
     for row in range(len(users)):
         user = users[row]
-        common, inverse = coefs[user, 0], coefs[user, 3]
-        cut, n = np.float32(cuts[user] * inverse), counts[user]
-        for group in range(0, n_columns, GROUP):
-            mask = reaches(tile, row * width + group, flat, width, group, (common,), cut)
-            if n_columns - group < GROUP:
-                mask &= (np.uint64(1) << np.uint64(n_columns - group)) - np.uint64(1)
-            while mask:
-                at = group + np.int64(lowest_bit(mask))
-                mask &= mask - np.uint64(1)
-                score = (np.float32(tile[row * width + at]) * terms[0, at] + common * terms[1, at]) / inverse
-                item = item_nums[at]
-                if score < cuts[user] or not is_allowed(
-                    user, item, eligible, group_of, listed_at, listed, marks
-                ):
-                    continue
-                if n == room:
-                    cuts[user] = best_first(all_scores[user], all_items[user], n, k)
-                    cut, n = np.float32(cuts[user] * inverse), k
-                all_scores[user, n] = score
-                all_items[user, n] = item
-                n += 1
-        counts[user] = n
+        for first in range(0, n_columns, GROUP):
+            at, n_items = row * width + first, min(GROUP, n_columns - first)
+            cut = np.float32(cuts[user] * coefs[user, 3])
+            mask = reaches(tile, at, flat, width, first, coefs[user, 0], cut)
+            keep_row(mask, tile, at, n_items, user, first, items, coefs, kept, limits)
+
+
+@compiled
+def pack_items(words, first, n_lanes, n_words, panels, at):
+    """Lay the codes of n_lanes items side by side, as `multiply` takes them: four of each, the next four …
+
+    words (n, dimensions / 4) int32 holds four codes a word, of which the first n_words are taken; they become
+    unsigned, 128 more than they are.
+    """
+    for lane in range(n_lanes):
+        for word in range(n_words):
+            panels[at + word * n_lanes + lane] = words[first + lane, word] ^ np.int32(-0x7F7F7F80)
+
+
+@compiled
+def multiply_once(users, words, n_words, n_lanes, terms, room):
+    """The products and masks of six users and 64 or 32 items in `room`: see `multiply`."""
+    pack_items(words, 0, n_lanes, n_words, room[0], 0)
+    if n_lanes == GROUP:
+        multiply_group(room, 0, n_words, users, 0, terms.reshape(-1), terms.shape[1], 0)
+    else:
+        multiply_half(room, 0, n_words, users, 0, terms.reshape(-1), terms.shape[1], 0)
+
+
+@compiled
+def group_visits(visits, starts, visitors):
+    """Turn round which lists each user visits, (q, m): the users of list l, ascending, come to stand at
+    visitors[starts[l]:starts[l + 1]]; starts (lists + 1,) and visitors (q · m,) are filled.
+    """
+    n_users, n_lists = visits.shape[0], len(starts) - 1
+    starts[:] = 0
+    for user in range(n_users):
+        for at in visits[user]:
+            starts[at + 1] += 1
+    for at in range(n_lists):
+        starts[at + 1] += starts[at]
+    for user in range(n_users):
+        for at in visits[user]:
+            visitors[starts[at]] = user
+            starts[at] += 1
+    for at in range(n_lists, 0, -1):
+        starts[at] = starts[at - 1]
+    starts[0] = 0
+
+
+@compiled
+def estimate_lists(visits, users, items, coefs, kept, limits, room):
+    """Collect each user's best allowed items of the lists that it visits by estimated score.
+
+    visits (lists + 1,): list l is visited by the users at positions[visits[l]:visits[l + 1]], and five more
+    follow the last; users and room as in `multiply`, with room for 64 items; items is (words, terms,
+    item_nums, where each list starts (lists + 1,)), with 64 rows beyond the last.
+    """
+    positions = users[2]
+    words, terms, item_nums, list_starts = items
+    tile, commons, limit, masks = room[1], room[2], room[3], room[4]
+    all_scores, all_items, counts, cuts, marks = kept[0], kept[1], kept[2], kept[3], limits[4]
+    flat, stride, n_words, width = terms.reshape(-1), terms.shape[1], words.shape[1], all_scores.shape[1]
+    for at in range(len(list_starts) - 1):
+        begin, end = visits[at], visits[at + 1]
+        if begin == end:
+            continue
+        for first in range(list_starts[at], list_starts[at + 1], GROUP):
+            n_items = min(GROUP, list_starts[at + 1] - first)
+            n_lanes = GROUP if n_items > HALF else HALF
+            pack_items(words, first, n_lanes, n_words, room[0], 0)
+            for start in range(begin, end, USERS):
+                for ahead in range(start + USERS, min(start + 2 * USERS, end)):
+                    place = positions[ahead] * width + counts[positions[ahead]]
+                    fetch_early(all_scores, place)
+                    fetch_early(all_items, place)
+                    fetch_early(marks, positions[ahead] * marks.shape[1])
+                for row in range(USERS):
+                    user = positions[start + row]
+                    commons[row], limit[row] = coefs[user, 0], cuts[user] * coefs[user, 3]
+                if n_lanes == GROUP:
+                    multiply_group(room, 0, n_words, users, start, flat, stride, first)
+                else:
+                    multiply_half(room, 0, n_words, users, start, flat, stride, first)
+                for row in range(min(USERS, end - start)):
+                    user, found = positions[start + row], (terms, item_nums)
+                    keep_row(masks[row], tile, row * GROUP, n_items, user, first, found, coefs, kept, limits)
 
 
 @compiled
@@ -361,9 +549,12 @@ def keep_best(kept):
 
 
 @compiled
-def score_rows(queries, vectors, item_nums, n_dims, scores, lanes):
-    """Scores (q, m) of items (q, m), -1 skipped, in the fixed order; queries and vectors flat."""
-    for user in range(item_nums.shape[0]):
+def score_rows(queries, vectors, item_nums, n_dims, order, scores, lanes):
+    """Scores (q, m) of items (q, m), -1 skipped, in the fixed order of sums; queries and vectors flat.
+
+    order (q,): whom to take when; users who share items should follow each other, as these stay in the cache.
+    """
+    for user in order:
         for at in range(item_nums.shape[1]):
             if at + AHEAD < item_nums.shape[1] and item_nums[user, at + AHEAD] >= 0:
                 for line in range(0, n_dims, 16):
@@ -374,21 +565,20 @@ def score_rows(queries, vectors, item_nums, n_dims, scores, lanes):
 
 
 @compiled
-def sweep_items(tile, n_items, users, items, coefs, crowd, heaps, limits, exact):
+def sweep_items(tile, n_items, users, items, coefs, common, cuts, heaps, limits, exact):
     """Re-score the allowed pairs of a tile whose upper bound reaches the user's threshold; keep the best.
 
     tile has a row an item; users is (first row, one past the last) of its columns; items is (terms,
-    item_nums, largest tail, largest error); crowd is (common of its users (width,), cuts (2, width)), width
-    at least the users and a multiple of 64; exact is (floor (q,), queries flat, vectors flat, places
-    (n_items,) of the tile's items among them, n_dims, longest item of the tile, hits (N_HITS, 2) int64, lanes
-    (64,)).
+    item_nums, largest tail, largest error); common (width,) is that of the tile's users, width at least their
+    number and a multiple of 64, and cuts (2, at least width) is scratch memory; exact is (floor (q,), queries
+    flat, vectors flat, places (n_items,) of the tile's items among them, n_dims, longest item of the tile,
+    hits (N_HITS, 2) int64, lanes (64,)).
 
     64 pairs at once are compared by scale and common alone, as if each item had the tile's largest tail and
     error, which takes half the time; what passes is compared by its own. Found pairs are collected before
     they are scored, so that their vectors can be fetched early.
     """
     terms, item_nums = items[0], items[1]
-    common, cuts = crowd
     coarse, fine = cuts[0], cuts[1]
     hits, width, n_hits = exact[6], len(common), 0
     set_cuts(cuts, users, coefs, items, heaps[0], exact)
@@ -413,6 +603,52 @@ def sweep_items(tile, n_items, users, items, coefs, crowd, heaps, limits, exact)
                     hits[n_hits, 1] = item
                     n_hits += 1
     rescore_hits(hits, n_hits, item_nums, heaps, limits, exact)
+
+
+@compiled
+def sweep_codes(tile, users, coefs, room, cuts, heaps, limits, exact):
+    """`sweep_items` with the products made here: all users meet a tile, as many at once as cuts holds.
+
+    tile is (words, first, n_items, how many words of an item are multiplied, what `sweep_items` calls items);
+    users and room as in `multiply`, positions 0 … q - 1 and five more, with room for all of the tile's items.
+    """
+    words, first, n_items, n_words, items = tile
+    terms, item_nums = items[0], items[1]
+    products, commons, limit, masks = room[1], room[2], room[3], room[4]
+    flat, coarse, fine, hits, stride = terms.reshape(-1), cuts[0], cuts[1], exact[6], terms.shape[1]
+    n_users, at_once = len(users[0]), cuts.shape[1]
+    for group in range(0, n_items, GROUP):
+        pack_items(words, first + group, GROUP, n_words, room[0], group * n_words)
+    for begin in range(0, n_users, at_once):
+        end, n_hits = min(begin + at_once, n_users), 0
+        set_cuts(cuts, (begin, end), coefs, items, heaps[0], exact)
+        for group in range(0, n_items, GROUP):
+            there = ~np.uint64(0)
+            if n_items - group < GROUP:
+                there = (np.uint64(1) << np.uint64(n_items - group)) - np.uint64(1)
+            for start in range(begin, end, USERS):
+                n_rows = min(USERS, end - start)
+                if n_hits > N_HITS - USERS * GROUP:
+                    rescore_hits(hits, n_hits, item_nums, heaps, limits, exact)
+                    set_cuts(cuts, (begin, end), coefs, items, heaps[0], exact)
+                    n_hits = 0
+                for row in range(n_rows):
+                    commons[row], limit[row] = coefs[start + row, 0], coarse[start + row - begin]
+                multiply_group(room, group * n_words, n_words, users, start, flat, stride, group)
+                for row in range(n_rows):
+                    user, mask = start + row, masks[row] & there
+                    while mask:
+                        lane = np.int64(lowest_bit(mask))
+                        mask &= mask - np.uint64(1)
+                        item = group + lane
+                        bound = np.float32(products[row * GROUP + lane]) * terms[0, item]
+                        bound += coefs[user, 0] * terms[1, item]
+                        bound += coefs[user, 1] * terms[2, item] + coefs[user, 2] * terms[3, item]
+                        if bound >= fine[user - begin]:
+                            hits[n_hits, 0] = user
+                            hits[n_hits, 1] = item
+                            n_hits += 1
+        rescore_hits(hits, n_hits, item_nums, heaps, limits, exact)
 
 
 @compiled

@@ -22,14 +22,26 @@ from numpy.typing import NDArray
 from nightjar.engines.bulk.compiled import (
     GROUP,
     N_HITS,
+    TOGETHER,
+    estimate_lists,
     estimate_rows,
+    group_visits,
     keep_best,
     mark_listed,
     score_rows,
+    sweep_codes,
     sweep_items,
 )
 from nightjar.engines.bulk.dense import search_dense
-from nightjar.engines.bulk.products import N_COEFS, Crowd, Products, has_bf16, products_of, up_to_group
+from nightjar.engines.bulk.products import (
+    N_COEFS,
+    Float32Products,
+    Int8Products,
+    Products,
+    has_bf16,
+    has_int8,
+    up_to_group,
+)
 from nightjar.engines.bulk.shard import BulkShard, witness_rows
 from nightjar.engines.shards import Effort
 from nightjar.errors import ContractError
@@ -37,11 +49,11 @@ from nightjar.kernels.topk import F32, F64, I64, Filters, Mask, TopK, select_top
 
 USER_BLOCK = 8192  # users that share one pass over the items; 25 MB of vectors and heaps at 384 dimensions
 ROWS = 512
-COLUMNS = 1024  # 512 × 1024 int32 scores are 2 MB, so a tile is compared before it leaves the cache
-FLOOR_SHARE = 0.02  # of the lists probed for the floor; finds 70-80 % of the best 100
+COLUMNS = 1024  # 512 × 1024 scores are 2 MB, so a tile of torch's is compared before it leaves the cache
+FLOOR_SHARE = 0.01  # of the lists probed for the floor; 0.005 and 0.02 take 0 to 3 % longer
 MIN_PROBES = 4
 SPREAD = 0.3  # halves the lists for recall 0.99 on made vectors; best on two of real titles, raw and whitened
-NEAREST_FIRST = (8, 40)  # lists of each user that are visited before the rest
+NEAREST_FIRST = 4  # lists of each user that are visited before the rest: 0.5 µs a user dearer at 2 and at 8
 USERS_PER_LIST = 8  # with fewer users to share a list's product, the floor costs more than it saves
 MANY_USERS = 2048  # from here on copying a tile's vectors together pays
 BITS_PER_ITEM = 16
@@ -127,26 +139,20 @@ def _held(shards: list[BulkShard], matrix: F32) -> Mask:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of users, the products of each shard with them, the scratch memory of their thread, and which
-    items anybody of them may get, where that is the same for all."""
+    """A block of users, the products of each shard with them, and which items anybody of them may get, where
+    that is the same for all."""
 
     queries: F32
     limits: Limits
     products: list[Products]
-    room: torch.Tensor
-    cuts: F32
     everybody: Mask | None
 
     @staticmethod
     def of(task: Task, queries: F32, query_norms: F64, filters: Filters) -> "_Block":
-        products = [products_of(shard, queries, query_norms, task.matrix) for shard in task.shards]
-        kind = products[0].dtype if products else torch.int32
         return _Block(
             queries,
             _limits(filters, len(queries)),
-            products,
-            torch.empty(up_to_group(ROWS) * up_to_group(COLUMNS), dtype=kind),
-            np.empty((2, up_to_group(ROWS)), np.float32),
+            [_products_of(shard, queries, query_norms, task.matrix) for shard in task.shards],
             filters.eligible if filters.group is None else None,
         )
 
@@ -158,12 +164,19 @@ class _Block:
         return terms, numbers
 
 
+def _products_of(shard: BulkShard, queries: F32, query_norms: F64, matrix: F32) -> Products:
+    """int8 if this processor has it, else fp32; the result of a search is the same."""
+    if has_int8():
+        return Int8Products.of(shard, queries, query_norms, COLUMNS)
+    return Float32Products.of(shard, queries, query_norms, matrix, ROWS, COLUMNS)
+
+
 def _search_block(task: Task, queries: F32, query_norms: F64, filters: Filters) -> TopK:
     block = _Block.of(task, queries, query_norms, filters)
     share = task.effort.probe_share
     n_kept = task.k if share is None else int(np.ceil(task.k * max(EXTRA, task.effort.k_factor)))
-    candidates = _probe(task, block, FLOOR_SHARE if share is None else share, n_kept)
-    found = select_topk(_score(queries, task.matrix, candidates), candidates, task.k)
+    candidates, order = _probe(task, block, FLOOR_SHARE if share is None else share, n_kept)
+    found = select_topk(_score(queries, task.matrix, candidates, order), candidates, task.k)
     if share is None:
         return _sweep(task, block, found.scores[:, -1].copy())
     short = np.flatnonzero(found.n_found < task.k)
@@ -232,40 +245,46 @@ class _Kept:
         return np.where(absent, -1, self.items[:, : self.k])
 
 
-def _probe(task: Task, block: _Block, share: float, n_kept: int) -> I64:
-    """The n_kept best allowed items of the nearest lists by estimate, (q, n_kept) int64, -1 where none.
+def _probe(task: Task, block: _Block, share: float, n_kept: int) -> tuple[I64, I64]:
+    """The n_kept best allowed items of the nearest lists by estimate, (q, n_kept) int64, -1 where none; and
+    the users (q,) by their nearest list, neighbours side by side.
 
     List by list: all users that probe a list meet it in one product. The nearest lists of all users come
     first, because what they leave sets a threshold that most of the rest fails at a glance.
     """
-    kept = _Kept.room_for(len(block.queries), n_kept)
+    kept, order = _Kept.room_for(len(block.queries), n_kept), np.arange(len(block.queries))
     for shard, products in zip(task.shards, block.products, strict=True):
         n_lists = len(shard.centroids)
         n_probe = min(n_lists, max(MIN_PROBES, round(share * n_lists)))
         if task.effort.probe_share is None and len(block.queries) * n_probe < USERS_PER_LIST * n_lists:
             continue
-        first = [count for count in NEAREST_FIRST if 2 * count < n_probe]
-        nearest = _nearest_lists(block.queries, shard, n_probe, first)
-        for at, start in enumerate([0, *first]):
-            if at:
-                kept.tighten()
-            _probe_lists(block, (shard, products), nearest[:, start : [*first, n_probe][at]], kept)
-    return kept.best()
+        n_first = NEAREST_FIRST if n_probe > 2 * NEAREST_FIRST else 0
+        nearest = _nearest_lists(block.queries, shard, n_probe, n_first)
+        if n_first:
+            order = np.argsort(nearest[:, 0], kind="stable")
+            _probe_lists(block, (shard, products), nearest[:, :n_first], kept)
+            kept.tighten()
+        _probe_lists(block, (shard, products), nearest[:, n_first:], kept)
+    return kept.best(), order
 
 
 def _probe_lists(block: _Block, pair: tuple[BulkShard, Products], visits: I64, kept: _Kept) -> None:
     """Bring every user together with the lists of its row of visits (q, m)."""
-    lists = visits.ravel().astype(np.int32)
-    order = np.argsort(lists, kind="stable")
-    users = order // visits.shape[1]
-    starts = np.searchsorted(lists[order], np.arange(len(pair[0].centroids) + 1))
+    shard, products = pair
+    starts, users = np.empty(len(shard.centroids) + 1, np.int64), np.empty(visits.size, np.int64)
+    group_visits(visits, starts, users)
+    if isinstance(products, Int8Products):
+        visitors = products.visitors(users)
+        items = products.words, shard.terms, shard.item_nums, shard.list_starts
+        estimate_lists(starts, visitors, items, products.coefs, kept.plain(), block.limits, products.room)
+        return
     for at in np.flatnonzero(np.diff(starts)).tolist():
-        _probe_list(block, pair, users[starts[at] : starts[at + 1]], at, kept)
+        _probe_list(block, (shard, products), users[starts[at] : starts[at + 1]], at, kept)
 
 
-def _nearest_lists(queries: F32, shard: BulkShard, count: int, first: list[int]) -> I64:
-    """The most promising lists of each user, (q, count); the best n of them, for each n of `first`, stand in
-    the first n columns.
+def _nearest_lists(queries: F32, shard: BulkShard, count: int, n_first: int) -> I64:
+    """The most promising lists of each user, (q, count); if n_first > 0 the best of all stands first, and the
+    n_first best in the first n_first columns.
 
     A list promises the score of its centroid and, as its best item is what counts, a share of its spread.
     """
@@ -287,13 +306,15 @@ def _nearest_lists(queries: F32, shard: BulkShard, count: int, first: list[int])
         tile = product.float().numpy().reshape(-1)
         estimate_rows(tile, n_lists, users, lists, coefs, kept.plain(), limits)
     found = kept.best()
-    if first:
-        order = np.argpartition(-kept.scores[:, :count], [n - 1 for n in first], axis=1)
+    if n_first:
+        order = np.argpartition(-kept.scores[:, :count], [0, n_first - 1], axis=1)
         found = np.take_along_axis(found, order, axis=1)
     return found
 
 
-def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at: int, kept: _Kept) -> None:
+def _probe_list(
+    block: _Block, pair: tuple[BulkShard, Float32Products], users: I64, at: int, kept: _Kept
+) -> None:
     shard, products = pair
     start, stop = int(shard.list_starts[at]), int(shard.list_starts[at + 1])
     for first in range(start, stop, COLUMNS):
@@ -305,15 +326,15 @@ def _probe_list(block: _Block, pair: tuple[BulkShard, Products], users: I64, at:
             some = users[row : row + ROWS]
             padded = np.zeros(up_to_group(len(some)), np.int64)
             padded[: len(some)] = some
-            tile = products.by_user(torch.from_numpy(padded), items, block.room)
+            tile = products.by_user(torch.from_numpy(padded), items)
             estimate_rows(tile, n_items, some, facts, products.coefs, kept.plain(), block.limits)
 
 
-def _score(queries: F32, matrix: F32, item_nums: I64) -> F32:
-    """`kernels.topk.rescore`, compiled: the same bits."""
-    scores = np.full(item_nums.shape, -np.inf, np.float32)
+def _score(queries: F32, matrix: F32, item_nums: I64, order: I64) -> F32:
+    """`kernels.topk.rescore`, compiled: the same bits, whatever the order of the users."""
+    scores, lanes = np.full(item_nums.shape, -np.inf, np.float32), np.empty(GROUP, np.float32)
     flat = np.ascontiguousarray(matrix).reshape(-1)
-    score_rows(queries.reshape(-1), flat, item_nums, queries.shape[1], scores, np.empty(GROUP, np.float32))
+    score_rows(queries.reshape(-1), flat, item_nums, queries.shape[1], order, scores, lanes)
     return scores
 
 
@@ -322,37 +343,39 @@ def _sweep(task: Task, block: _Block, floor: F32) -> TopK:
     heaps = _heaps(len(floor), task.k)
     fetch = _fetcher(task.matrix, len(floor))
     hits, lanes = np.empty((N_HITS, 2), np.int64), np.empty(GROUP, np.float32)
+    cuts = np.empty((2, up_to_group(ROWS)), np.float32)
     queries, n_dims = block.queries.reshape(-1), block.queries.shape[1]
     for shard, products in zip(task.shards, block.products, strict=True):
-        crowds = [
-            products.crowd(start, min(start + ROWS, len(floor))) for start in range(0, len(floor), ROWS)
-        ]
+        sweep_tile = _tile_sweep(shard, products, len(floor))
         for first in range(0, len(shard.item_nums), COLUMNS):
-            vectors, places = fetch(shard.item_nums[first : first + COLUMNS])
-            length = float(shard.norms[first : first + COLUMNS].max())
+            n_items = min(COLUMNS, len(shard.item_nums) - first)
+            vectors, places = fetch(shard.item_nums[first : first + n_items])
+            length = float(shard.norms[first : first + n_items].max())
             exact = (floor, queries, vectors, places, n_dims, length, hits, lanes)
-            _sweep_tile(block, (shard, products), first, crowds, heaps, exact)
+            terms, numbers = block.items(shard, products, first, n_items)
+            facts = terms, numbers, float(terms[2, :n_items].max()), float(terms[3, :n_items].max())
+            sweep_tile(first, n_items, facts, (cuts, heaps, block.limits, exact))
     return select_topk(heaps[0], _items_of(heaps), task.k)
 
 
-def _sweep_tile(
-    block: _Block,
-    pair: tuple[BulkShard, Products],
-    first: int,
-    crowds: list[Crowd],
-    heaps: tuple[F32, I64],
-    exact: tuple[Any, ...],
-) -> None:
-    shard, products = pair
-    n_items = min(COLUMNS, len(shard.item_nums) - first)
-    terms, numbers = block.items(shard, products, first, n_items)
-    facts = terms, numbers, float(terms[2, :n_items].max()), float(terms[3, :n_items].max())
-    items = products.items(first, up_to_group(n_items))
-    for crowd in crowds:
-        tile = products.by_item(items, crowd, block.room)
-        users = crowd.first, crowd.stop
-        reach = crowd.common, block.cuts[:, : len(crowd.common)]
-        sweep_items(tile, n_items, users, facts, products.coefs, reach, heaps, block.limits, exact)
+def _tile_sweep(shard: BulkShard, products: Products, n_users: int) -> Callable[..., None]:
+    """How all users meet a tile of items: with products made on the way, or by torch for a crowd at once."""
+    if isinstance(products, Int8Products) and not products.tiles:
+        n_words, words, users = shard.rotation.n_swept // TOGETHER, products.words, products.users
+
+        def sweep_here(first: int, n_items: int, facts: Any, rest: Any) -> None:
+            sweep_codes((words, first, n_items, n_words, facts), users, products.coefs, products.room, *rest)
+
+        return sweep_here
+    crowds = [products.crowd(start, min(start + ROWS, n_users)) for start in range(0, n_users, ROWS)]
+
+    def sweep_crowds(first: int, n_items: int, facts: Any, rest: Any) -> None:
+        items = products.items(first, up_to_group(n_items))
+        for crowd in crowds:
+            tile, users = products.by_item(items, crowd), (crowd.first, crowd.stop)
+            sweep_items(tile, n_items, users, facts, products.coefs, crowd.common, *rest)
+
+    return sweep_crowds
 
 
 def _fetcher(matrix: F32, n_users: int) -> Callable[[I64], tuple[F32, I64]]:

@@ -20,7 +20,7 @@ from nightjar.engines.shards import ShardFacts, check_items, check_sha256, write
 from nightjar.errors import ConfigError, ContractError, StorageError
 from nightjar.kernels.topk import F32, I64, vector_norms
 
-MAGIC = "nightjar bulk shard 3"
+MAGIC = "nightjar bulk shard 4"
 ALIGN = 64
 PADDING = 64  # rows beyond the last item, so that a group of 64 may be read from any item on
 
@@ -94,7 +94,7 @@ class _Plan:
             "list_starts": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
             "witnesses": np.array(self.vectors[order[witness_rows(n)]]),
             "rotation": self.rotation.matrix,
-            "rotation_facts": np.array([self.rotation.defect, self.rotation.n_head]),
+            "rotation_facts": np.array([self.rotation.defect, self.rotation.n_head, self.rotation.n_swept]),
         }
         large: dict[str, tuple[str, tuple[int, ...]]] = {
             "codes": ("|i1", (n + PADDING, self.rotation.n_head)),
@@ -163,8 +163,8 @@ def open_shard(path: Path, sha256: str) -> BulkShard:
         raise ContractError(f"shard {path} is not a bulk shard; run build_index again") from error
     except OSError as error:
         raise StorageError(f"shard {path} cannot be read: {error}") from error
-    defect, n_head = arrays.pop("rotation_facts")
-    rotation = Rotation(np.array(arrays.pop("rotation")), float(defect), int(n_head))
+    defect, n_head, n_swept = arrays.pop("rotation_facts")
+    rotation = Rotation(np.array(arrays.pop("rotation")), float(defect), int(n_head), int(n_swept))
     return BulkShard(rotation=rotation, **arrays)
 
 
