@@ -21,18 +21,20 @@ def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
     return (scale * RNG.standard_normal(shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("head_dim", [8, 16, 32, 64])
-def test_attention_of_every_length(head_dim: int) -> None:
-    lengths = np.array([1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 48], np.int64)
+@pytest.mark.parametrize(("head_dim", "widest"), [(8, 16), (24, 64), (32, 16), (32, 64), (80, 16), (80, 64)])
+def test_attention_of_every_length(head_dim: int, widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_WIDEST", widest)
+    monkeypatch.setattr(kernels, "compiled", lambda function: kernels.njit(**kernels._OPTIONS)(function))
+    lengths = np.array([1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 31, 33, 48, 64, 65, 70, 150], np.int64)
     starts = np.cumsum(lengths) - lengths
     qkv, out = (
         normal(int(lengths.sum()), 9 * head_dim, scale=2),
         np.full((int(lengths.sum()), 3 * head_dim), 9.0, np.float32),
     )
-    kernels.attention(head_dim)(qkv, starts, lengths, out)
+    kernels.attention.__wrapped__(head_dim)(qkv, starts, lengths, out)
     for start, length in zip(starts, lengths, strict=True):
         rows = qkv[start : start + length].astype(np.float64)
-        q, k, v = rows.reshape(length, 3, 3, head_dim).transpose(1, 2, 0, 3)
+        q, k, v = rows.reshape(length, 3, 3, head_dim).transpose(2, 1, 0, 3)
         scores = q @ k.transpose(0, 2, 1) / np.sqrt(head_dim)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         expected = (weights / weights.sum(axis=2, keepdims=True)) @ v

@@ -6,6 +6,9 @@ are polynomials, so that LLVM vectorises them: exp of Cephes (relative error 1.4
 of GELU on [-12, 12]).
 """
 
+# numba hands a signature function its arguments by name and `generate` their values, so most names go unused.
+# ruff: noqa: ARG001
+
 from __future__ import annotations
 
 import functools
@@ -13,8 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import binding, ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 # No nnan and ninf: a NaN in the weights must reach the output, where the stage looks for it.
@@ -187,88 +191,213 @@ def dequantize_gelu_quantize(acc: Any, scales: Any, bias: Any, q: Any, q_scale: 
         q_scale[t] = _quantize_row(row, q[t])
 
 
+_LANES, _SIX = 16, 6
+_FLOATS, _LONG = ir.VectorType(ir.FloatType(), _LANES), ir.IntType(64)
+
+
+def _rows_times(n_rows: int, n_vectors: int) -> Any:
+    """Rows times a matrix of n_vectors · 16 columns; its sums stay in registers until they are whole."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def multiply(
+        _context: Any, a: Any, a_from: Any, b: Any, b_from: Any, n_steps: Any, out: Any, to: Any, out_row: Any
+    ) -> Any:
+        """out[to + r·out_row + i] = sum over k < n_steps of a[at + r·row + k·step] · b[b_at + k·b_row + i].
+
+        a_from is (at, row, step), b_from (b_at, b_row); all arrays are flat float32.
+        """
+        signature = types.void(a, a_from, b, b_from, types.intp, out, types.intp, types.intp)
+
+        def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            a_value, a_places, b_value, b_places, steps, out_value, out_at, out_width = arguments
+            at, row, step_of_a = (builder.extract_value(a_places, n) for n in range(3))
+            b_at, b_width = (builder.extract_value(b_places, n) for n in range(2))
+
+            def start(kind: Any, value: Any, offset: Any) -> Any:
+                return builder.gep(target.make_array(kind)(target, builder, value).data, [offset])
+
+            def vector(base: Any, offset: Any) -> Any:
+                return builder.bitcast(builder.gep(base, [offset]), _FLOATS.as_pointer())
+
+            columns, results = start(b, b_value, b_at), start(out, out_value, out_at)
+            rows = [start(a, a_value, builder.add(at, builder.mul(row, _LONG(r)))) for r in range(n_rows)]
+            before, loop = builder.block, builder.append_basic_block("steps")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            step = builder.phi(_LONG)
+            sums = [[builder.phi(_FLOATS) for _ in range(n_vectors)] for _ in range(n_rows)]
+            first, place = builder.mul(step, b_width), builder.mul(step, step_of_a)
+            parts = [
+                builder.load(vector(columns, builder.add(first, _LONG(n * _LANES))), align=4)
+                for n in range(n_vectors)
+            ]
+            added = []
+            for r in range(n_rows):
+                value = builder.load(builder.gep(rows[r], [place]))
+                one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.IntType(32)(0))
+                every = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+                factor = builder.shuffle_vector(one, one, every)
+                products = [builder.fmul(factor, part, flags=("contract",)) for part in parts]
+                added.append(
+                    [
+                        builder.fadd(product, total, flags=("contract",))
+                        for product, total in zip(products, sums[r], strict=True)
+                    ]
+                )
+                for total, new in zip(sums[r], added[r], strict=True):
+                    total.add_incoming(ir.Constant(_FLOATS, None), before)
+                    total.add_incoming(new, loop)
+            following = builder.add(step, _LONG(1))
+            step.add_incoming(_LONG(0), before)
+            step.add_incoming(following, loop)
+            after = builder.append_basic_block("whole")
+            builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+            builder.position_at_end(after)
+            for r in range(n_rows):
+                for n in range(n_vectors):
+                    place = builder.add(builder.mul(out_width, _LONG(r)), _LONG(n * _LANES))
+                    builder.store(added[r][n], vector(results, place), align=4)
+            return target.get_dummy_value()
+
+        return signature, generate
+
+    return multiply
+
+
+_six_by_16, _six_by_32, _six_by_64 = (_rows_times(_SIX, n) for n in (1, 2, 4))
+_one_by_16 = _rows_times(1, 1)
+# 32 registers of 16 floats hold the sums of 64 columns, 16 of 8 floats (AVX2) those of 16.
+_WIDEST = 64 if binding.get_host_cpu_features().get("avx512f", False) else 16
+
+
+@_inlined  # type: ignore[untyped-decorator]
+def _six_times(
+    a: Any, a_from: Any, b: Any, b_from: Any, n_steps: Any, out: Any, to: Any, columns: Any
+) -> None:
+    """`_rows_times` of six rows for at least so many columns, up to 64; out has rows of 64."""
+    if columns > 32:
+        _six_by_64(a, a_from, b, b_from, n_steps, out, to, 64)
+    elif columns > 16:
+        _six_by_32(a, a_from, b, b_from, n_steps, out, to, 64)
+    else:
+        _six_by_16(a, a_from, b, b_from, n_steps, out, to, 64)
+
+
+def _splat(value: Any) -> Any:
+    """A vector of one number, an integer or a float."""
+    kind = ir.IntType(32) if isinstance(value, np.int32) else ir.FloatType()
+    return ir.Constant(ir.VectorType(kind, _LANES), [value.item()] * _LANES)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _softmax_16(_context: Any, p: Any, at: Any, n_rows: Any, inverse: Any, to: Any) -> Any:
+    """p becomes exp(p - the largest of its column) in 16 columns from ``at`` on, rows of 64; 1 / sums follow.
+
+    What `_ordered` and `_exp` say of one value, for 16: numba's loops over several arrays are not vectorised.
+    """
+    signature = types.void(p, types.intp, types.intp, inverse, types.intp)
+    ints, fast = ir.VectorType(ir.IntType(32), _LANES), ("contract", "reassoc", "nsz", "arcp", "afn")
+
+    def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        p_value, first, rows, inverse_value, place = arguments
+        columns = builder.gep(target.make_array(p)(target, builder, p_value).data, [first])
+        floor_of = ir.FunctionType(_FLOATS, [_FLOATS])
+        floor = cgutils.get_or_insert_function(builder.module, floor_of, f"llvm.floor.v{_LANES}f32")
+
+        def times(a: Any, b: Any) -> Any:
+            return builder.fmul(a, b, flags=fast)
+
+        def plus(a: Any, b: Any) -> Any:
+            return builder.fadd(a, b, flags=fast)
+
+        def turned(bits: Any) -> Any:
+            sign = builder.ashr(bits, _splat(np.int32(31)))
+            return builder.xor(bits, builder.and_(sign, _splat(_MAGNITUDE)))
+
+        def row_at(index: Any) -> Any:
+            row = builder.gep(columns, [builder.mul(index, _LONG(64))])
+            return builder.bitcast(row, _FLOATS.as_pointer())
+
+        top = cgutils.alloca_once_value(builder, _splat(np.int32(-(2**31))))
+        with cgutils.for_range(builder, rows) as loop:
+            bits = turned(builder.bitcast(builder.load(row_at(loop.index), align=4), ints))
+            largest = builder.load(top)
+            builder.store(builder.select(builder.icmp_signed(">", bits, largest), bits, largest), top)
+        largest = builder.bitcast(turned(builder.load(top)), _FLOATS)
+        total = cgutils.alloca_once_value(builder, _splat(_ZERO))
+        with cgutils.for_range(builder, rows) as loop:
+            x = builder.fsub(builder.load(row_at(loop.index), align=4), largest)
+            x = builder.select(builder.fcmp_unordered(">", x, _splat(_EXP_LOW)), x, _splat(_EXP_LOW))
+            n = builder.call(floor, [plus(times(x, _splat(_LOG2_E)), _splat(_HALF))])
+            r = plus(plus(x, times(n, _splat(-_LN2_HIGH))), times(n, _splat(-_LN2_LOW)))
+            power = _splat(_E0)
+            for factor in (_E1, _E2, _E3, _E4, _E5):
+                power = plus(times(power, r), _splat(factor))
+            power = plus(times(times(power, r), r), plus(r, _splat(_ONE)))
+            exponent = builder.add(builder.fptosi(n, ints), _splat(np.int32(127)))
+            two = builder.bitcast(builder.shl(exponent, _splat(np.int32(23))), _FLOATS)
+            value = times(power, two)
+            builder.store(value, row_at(loop.index), align=4)
+            builder.store(plus(builder.load(total), value), total)
+        result = builder.gep(target.make_array(inverse)(target, builder, inverse_value).data, [place])
+        one_over = builder.fdiv(_splat(_ONE), builder.load(total))
+        builder.store(one_over, builder.bitcast(result, _FLOATS.as_pointer()), align=4)
+        return target.get_dummy_value()
+
+    return signature, generate
+
+
 @functools.cache
 def attention(head_dim: int) -> Any:
-    """Attention of short sequences, heads of ``head_dim`` values (8, 16 ...): (qkv, starts, lengths, out).
+    """Attention of sequences, heads of ``head_dim`` values: (qkv, starts, lengths, out).
 
-    qkv (T, 3 C) float32 holds queries, keys and values side by side; sequence i is the ``lengths[i]`` rows
-    from ``starts[i]``; out (T, C). The head size is a constant of the machine code: with it as a variable the
-    same loops take 1.7 times as long. Up to about 40 tokens this beats torch's SDPA (9 against 15 us a token
-    of MiniLM at 10 tokens), whose cost there is mostly per call.
+    qkv (T, 3 C) float32 holds query, key and value of a head side by side, head after head; sequence i is the
+    ``lengths[i]`` rows from ``starts[i]``; out (T, C). Up to 64 queries lie in the lanes and meet six keys at
+    a time, so that a softmax runs down the lanes; then six queries meet all values. The head size is a
+    constant of the machine code: with it as a variable the loops between take twice as long. A token of
+    MiniLM and a layer take 0.65, 1.6 and 2.6 us at 10, 64 and 100 tokens on a Zen 4, torch's SDPA 2.2, 2.6
+    and 3.9.
     """
-    size = head_dim
+    size, padded = head_dim, (head_dim + 15) // 16 * 16
 
     @compiled
     def attend(qkv: Any, starts: Any, lengths: Any, out: Any) -> None:
-        width, room = out.shape[1], (np.max(lengths) + 15) // 16 * 16
+        flat, stride, longest = qkv.reshape(-1), qkv.shape[1], np.max(lengths)
         scale = _ONE / np.sqrt(f32(size))
-        p, v, kt = (
-            np.empty(room, np.float32),
-            np.empty((room, size), np.float32),
-            np.zeros((size, room), np.float32),
-        )
+        q, p = np.zeros(size * 64, np.float32), np.empty(longest * 64, np.float32)
+        v, mixed = np.zeros(longest * padded, np.float32), np.empty(_SIX * 64, np.float32)
+        inverse = np.empty(64, np.float32)
         for s in range(starts.shape[0]):
             start, length = starts[s], lengths[s]
-            n_blocks = (length + 15) // 16
-            for h in range(width // size):
+            for h in range(out.shape[1] // size):
                 c = h * size  # range(0, width, size) is not proven non-negative and costs 1.7 times the time
+                first = start * stride + 3 * c
                 for j in range(length):
                     for d in range(size):
-                        kt[d, j] = qkv[start + j, width + c + d]
-                    for d in range(size):
-                        v[j, d] = qkv[start + j, 2 * width + c + d]
-                for i in range(length):
-                    t = start + i
-                    for block in range(n_blocks):
-                        for lane in range(16):  # a constant count: one AVX-512 register and no scalar tail
-                            p[block * 16 + lane] = _ZERO
-                    for d in range(0, size, 8):
-                        q0, q1, q2, q3 = (
-                            qkv[t, c + d],
-                            qkv[t, c + d + 1],
-                            qkv[t, c + d + 2],
-                            qkv[t, c + d + 3],
-                        )
-                        q4, q5, q6, q7 = (
-                            qkv[t, c + d + 4],
-                            qkv[t, c + d + 5],
-                            qkv[t, c + d + 6],
-                            qkv[t, c + d + 7],
-                        )
-                        for block in range(n_blocks):
-                            for lane in range(16):
-                                j = block * 16 + lane
-                                p[j] += (
-                                    q0 * kt[d, j] + q1 * kt[d + 1, j] + q2 * kt[d + 2, j] + q3 * kt[d + 3, j]
-                                    + q4 * kt[d + 4, j] + q5 * kt[d + 5, j] + q6 * kt[d + 6, j] + q7 * kt[d +
-                                    7, j]
-                                )  # fmt: skip
-                    top = _ordered(p[0])
-                    for j in range(1, length):
-                        top = max(top, _ordered(p[j]))
-                    largest = _as_float(top ^ ((top >> np.int32(31)) & _MAGNITUDE))
-                    for block in range(n_blocks):
-                        for lane in range(16):
-                            p[block * 16 + lane] = _exp((p[block * 16 + lane] - largest) * scale)
-                    total = _ZERO
-                    for j in range(length):
-                        total += p[j]
-                    inverse = _ONE / total
-                    for d in range(size):
-                        out[t, c + d] = _ZERO
-                    j = 0
-                    while j + 4 <= length:  # likewise
-                        p0, p1, p2, p3 = p[j], p[j + 1], p[j + 2], p[j + 3]
-                        p0, p1, p2, p3 = p0 * inverse, p1 * inverse, p2 * inverse, p3 * inverse
+                        v[j * padded + d] = flat[first + j * stride + 2 * size + d]
+                for i in range(0, length, _WIDEST):
+                    n_queries = min(_WIDEST, length - i)
+                    for r in range(n_queries):
                         for d in range(size):
-                            out[t, c + d] += (
-                                p0 * v[j, d] + p1 * v[j + 1, d] + p2 * v[j + 2, d] + p3 * v[j + 3, d]
-                            )
-                        j += 4
-                    while j < length:
-                        p0 = p[j] * inverse
-                        for d in range(size):
-                            out[t, c + d] += p0 * v[j, d]
-                        j += 1
+                            q[d * 64 + r] = flat[first + (i + r) * stride + d] * scale
+                    if length < _SIX:
+                        for j in range(length):
+                            key = first + j * stride + size
+                            _one_by_16(flat, (key, 0, 1), q, (0, 64), size, p, j * 64, 0)
+                    else:
+                        for j in range(0, length, _SIX):
+                            at = min(j, length - _SIX)
+                            key = first + at * stride + size
+                            _six_times(flat, (key, stride, 1), q, (0, 64), size, p, at * 64, n_queries)
+                    for block in range(0, n_queries, _LANES):
+                        _softmax_16(p, block, length, inverse, block)
+                    for r in range(0, n_queries, _SIX):
+                        for d in range(0, size, _WIDEST):
+                            wide = min(_WIDEST, size - d)
+                            _six_times(p, (r, 1, 64), v, (d, padded), length, mixed, 0, wide)
+                            for row in range(min(_SIX, n_queries - r)):
+                                for lane in range(wide):
+                                    value = mixed[row * 64 + lane] * inverse[r + row]
+                                    out[start + i + r + row, c + d + lane] = value
 
     return attend

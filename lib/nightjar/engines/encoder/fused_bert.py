@@ -27,9 +27,6 @@ FAMILIES = {"BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel"}
 # oneDNN compiles a kernel for every new number of rows (about 5 ms): rows are filled up to a multiple of
 # this.
 _ROUND_ROWS = 64
-# Longer sequences go to torch's SDPA, which overtakes the numba kernel between 40 and 80 tokens on a
-# Zen 5 and at about 25 on a Sapphire Rapids.
-_SHORT = 32
 
 
 def refusal(model: nn.Module) -> str:
@@ -60,25 +57,18 @@ class Norm:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sequences of a batch go to which attention, and the number of rows with their filling."""
+    """Where the sequences of a batch lie, and the number of rows with their filling."""
 
     n_rows: int
     n_tokens: int
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    long_runs: list[tuple[int, int, int]]
 
     @classmethod
     def of(cls, batch: PackedBatch) -> Plan:
         """Plan of a batch."""
-        short = batch.lengths <= _SHORT
-        return cls(
-            n_rows=-(-batch.n_tokens // _ROUND_ROWS) * _ROUND_ROWS,
-            n_tokens=batch.n_tokens,
-            starts=batch.starts[short],
-            lengths=batch.lengths[short],
-            long_runs=[run for run in batch.runs() if run[2] > _SHORT],
-        )
+        n_rows = -(-batch.n_tokens // _ROUND_ROWS) * _ROUND_ROWS
+        return cls(n_rows, batch.n_tokens, batch.starts, batch.lengths)
 
 
 class Workspace:
@@ -154,7 +144,7 @@ class FloatLayer:
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._n_heads = n_heads
         inputs = layer.attention.self
-        self._qkv = PackedProduct.of(*_joined(inputs.query, inputs.key, inputs.value), self._dtype)
+        self._qkv = PackedProduct.of(*_joined(inputs, n_heads), self._dtype)
         self._out = self._packed(layer.attention.output.dense)
         self._up = self._packed(layer.intermediate.dense)
         self._down = self._packed(layer.output.dense)
@@ -181,7 +171,7 @@ class Int8Layer:
         """Quantise a transformers layer's weights."""
         self._n_heads = n_heads
         inputs = layer.attention.self
-        self._qkv = Int8Weight.of(*_joined(inputs.query, inputs.key, inputs.value))
+        self._qkv = Int8Weight.of(*_joined(inputs, n_heads))
         self._out, self._up, self._down = (
             Int8Weight.of(linear.weight, linear.bias)
             for linear in (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
@@ -227,19 +217,15 @@ def _product(weight: Int8Weight, q: Tensor, space: Workspace) -> Tensor:
 def attend(qkv: Tensor, plan: Plan, n_heads: int, space: Workspace) -> Tensor:
     """Attention within each sequence: qkv (rows, 3 C) to (rows, C), rows of filling zero."""
     width = qkv.shape[1] // 3
-    head_dim = width // n_heads
     out = space.take("mixed", (plan.n_rows, width))
     out[plan.n_tokens :] = 0
-    if len(plan.starts):
-        kernels.attention(head_dim)(qkv.numpy(), plan.starts, plan.lengths, out.numpy())
-    for start, n, length in plan.long_runs:
-        end = start + n * length
-        q, k, v = qkv[start:end].view(n, length, 3, n_heads, head_dim).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        out[start:end].view(n, length, n_heads, head_dim).copy_(mixed.transpose(1, 2))
+    kernels.attention(width // n_heads)(qkv.numpy(), plan.starts, plan.lengths, out.numpy())
     return out
 
 
-def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weights and biases of several layers with one input, stacked."""
-    return torch.cat([linear.weight for linear in linears]), torch.cat([linear.bias for linear in linears])
+def _joined(inputs: Any, n_heads: int) -> tuple[Tensor, Tensor]:
+    """Weight (3 C, C) and bias (3 C,) of query, key and value, side by side for a head, head after head."""
+    linears = (inputs.query, inputs.key, inputs.value)
+    weights = torch.stack([linear.weight.unflatten(0, (n_heads, -1)) for linear in linears], dim=1)
+    biases = torch.stack([linear.bias.unflatten(0, (n_heads, -1)) for linear in linears], dim=1)
+    return weights.flatten(0, 2), biases.flatten()
