@@ -146,6 +146,21 @@ def add_norm(y: Any, residual: Any, gain: Any, shift: Any, eps: Any) -> None:
 
 
 @compiled
+def normed_products(
+    tables: Any, ids: Any, positions: Any, mean: Any, rstd: Any, whole: Any, bias: Any, out: Any
+) -> None:
+    """out[t] = (words[ids[t]] + places[positions[t]] - mean[t] · whole) · rstd[t] + bias, (T, C) float32.
+
+    ``tables`` is (words, places): what a matrix makes of each before they are added and normed.
+    """
+    words, places = tables
+    for t in range(ids.shape[0]):
+        word, place = words[ids[t]], places[positions[t]]
+        for c in range(out.shape[1]):
+            out[t, c] = (word[c] + place[c] - mean[t] * whole[c]) * rstd[t] + bias[c]
+
+
+@compiled
 def quantize(x: Any, q: Any, scale: Any) -> None:
     """Per-row symmetric int8 of x (T, C): q (T, C) int8 and scale (T,) with x ~ q * scale."""
     for t in range(x.shape[0]):
