@@ -253,6 +253,27 @@ def test_a_processor_that_numba_was_told_of_has_no_int8(monkeypatch: pytest.Monk
     assert not products.has_int8.__wrapped__()
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300), st.integers(0, 5))
+@settings(deadline=None)
+def test_the_lists_that_promise_most_are_chosen(seed: int, n_lists: int, count: int, n_first: int) -> None:
+    rng, count = np.random.default_rng(seed), min(count, n_lists)
+    n_first, width = min(n_first, count), products.up_to_group(n_lists)
+    found = rng.integers(-30, 31, (5, width)).astype(np.float32)
+    found[4] = np.nan
+    found[3, ::8] = 99  # those asked first promise more than the others
+    terms, shares = np.ones((2, width), np.float32), rng.random(5).astype(np.float32)
+    terms[1] = rng.random(width)
+    room, chosen = (np.empty(width, np.float32), np.empty(width, np.int32)), np.empty((5, count), np.int64)
+    compiled.choose_lists(found, terms, shares, n_lists, n_first, room, chosen)
+    assert all(len(set(row)) == count and max(row) < n_lists for row in chosen.tolist())
+    promised = (found + shares[:, None] * terms[1])[:4, :n_lists]
+    best = -np.sort(-promised, axis=1)
+    got = np.take_along_axis(promised, chosen[:4], axis=1)
+    assert np.array_equal(-np.sort(-got, axis=1), best[:, :count])
+    assert np.array_equal(-np.sort(-got[:, :n_first], axis=1), best[:, :n_first])
+    assert n_first == 0 or np.array_equal(got[:, 0], best[:, 0])
+
+
 @pytest.mark.usefixtures("by_int8")
 def test_groups_of_users_may_get_different_items(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)

@@ -32,6 +32,7 @@ GROUP = 64  # items compared at once; a mask of their outcomes is one machine wo
 HALF = GROUP // 2  # items of a product where a list has no more left
 USERS = 6  # of a product: with 64 items its sums fill 24 of 32 registers
 TOGETHER = 4  # codes that one lane of a product multiplies and adds at once
+EIGHT = 8  # one list of so many is asked what it promises before the others
 N_HITS = 2048
 AHEAD = 4  # pairs between asking for a vector and using it
 FLOAT, INT, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -406,6 +407,55 @@ def best_first(scores, items, n, k):
     for at in range(1, k):
         worst = min(worst, scores[at])
     return worst
+
+
+@compiled
+def choose_lists(products, terms, shares, n_lists, n_first, room, chosen):
+    """The most promising lists of users, chosen (rows, count) int64: the best of all first, and the n_first
+    best in the first n_first columns, if n_first > 0.
+
+    products (rows, width) float32: with each list's centroid, width a multiple of 64; a list promises
+    products · terms[0] + shares[row] · terms[1], terms (2, width); room is (scores float32, lists int32), of
+    width. What every eighth list promises tells which are worth a look.
+    """
+    scores, lists = room
+    count, flat, row_length = chosen.shape[1], products.reshape(-1), products.shape[1]
+    n_asked = (n_lists + EIGHT - 1) // EIGHT
+    rank = count * 5 // (4 * EIGHT) + EIGHT
+    for row in range(len(chosen)):
+        share, cut, n = np.float32(shares[row]), np.float32(-np.inf), 0
+        if rank < n_asked:
+            for at in range(n_asked):
+                lists[at] = EIGHT * at
+                scores[at] = products[row, EIGHT * at] + share * terms[1, EIGHT * at]
+            cut = best_first(scores, lists, n_asked, rank)
+        for _ in range(2):
+            n = 0
+            for group in range(0, n_lists, GROUP):
+                mask = reaches(
+                    flat, row * row_length + group, terms.reshape(-1), row_length, group, share, cut
+                )
+                if n_lists - group < GROUP:
+                    mask &= (np.uint64(1) << np.uint64(n_lists - group)) - np.uint64(1)
+                while mask:
+                    place = group + np.int64(lowest_bit(mask))
+                    mask &= mask - np.uint64(1)
+                    lists[n] = place
+                    scores[n] = products[row, place] + share * terms[1, place]
+                    n += 1
+            if n >= count:
+                break
+            cut = np.float32(-np.inf)
+        if n < count:  # numbers beyond bfloat16's, which compare with nothing
+            for at in range(count):
+                scores[at], lists[at] = 0, at
+        elif count < n:
+            best_first(scores, lists, n, count)
+        if n_first:
+            best_first(scores, lists, count, n_first)
+            best_first(scores, lists, n_first, 1)
+        for at in range(count):
+            chosen[row, at] = lists[at]
 
 
 @compiled

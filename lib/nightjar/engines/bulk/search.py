@@ -23,6 +23,7 @@ from nightjar.engines.bulk.compiled import (
     GROUP,
     N_HITS,
     TOGETHER,
+    choose_lists,
     estimate_lists,
     estimate_rows,
     group_visits,
@@ -34,7 +35,6 @@ from nightjar.engines.bulk.compiled import (
 )
 from nightjar.engines.bulk.dense import search_dense
 from nightjar.engines.bulk.products import (
-    N_COEFS,
     Float32Products,
     Int8Products,
     Products,
@@ -283,33 +283,24 @@ def _probe_lists(block: _Block, pair: tuple[BulkShard, Products], visits: I64, k
 
 
 def _nearest_lists(queries: F32, shard: BulkShard, count: int, n_first: int) -> I64:
-    """The most promising lists of each user, (q, count); if n_first > 0 the best of all stands first, and the
-    n_first best in the first n_first columns.
+    """The most promising lists of each user, (q, count), as `choose_lists` orders them.
 
     A list promises the score of its centroid and, as its best item is what counts, a share of its spread.
     """
     n_lists, n_dims = shard.centroids.shape
     # Half of a float will do to choose lists, in half of the time, a sixth where there are tiles.
     kind = torch.bfloat16 if has_bf16() else torch.float32
-    columns = torch.zeros((up_to_group(n_lists), n_dims), dtype=kind)
-    columns[:n_lists] = torch.from_numpy(np.asarray(shard.centroids))
-    terms = np.zeros((4, len(columns)), np.float32)
-    terms[0], terms[1, :n_lists] = 1, shard.spreads
-    coefs = np.zeros((len(queries), N_COEFS), np.float32)
-    coefs[:, 0], coefs[:, 3] = SPREAD * np.linalg.norm(queries, axis=1), 1
-    kept = _Kept.room_for(len(queries), count)
-    lists = (terms, np.arange(n_lists))
-    limits = _limits(Filters(), len(queries))
+    width = up_to_group(n_lists)
+    columns, terms = torch.zeros((width, n_dims), dtype=kind), np.ones((2, width), np.float32)
+    columns[:n_lists], terms[1, :n_lists] = torch.from_numpy(np.asarray(shard.centroids)), shard.spreads
+    shares = (SPREAD * np.linalg.norm(queries, axis=1)).astype(np.float32)
+    chosen = np.empty((len(queries), count), np.int64)
+    room = np.empty(width, np.float32), np.empty(width, np.int32)
     for row in range(0, len(queries), ROWS):
-        users = np.arange(row, min(row + ROWS, len(queries)))
-        product = torch.from_numpy(queries[users]).to(kind) @ columns.T
-        tile = product.float().numpy().reshape(-1)
-        estimate_rows(tile, n_lists, users, lists, coefs, kept.plain(), limits)
-    found = kept.best()
-    if n_first:
-        order = np.argpartition(-kept.scores[:, :count], [0, n_first - 1], axis=1)
-        found = np.take_along_axis(found, order, axis=1)
-    return found
+        users = slice(row, row + ROWS)
+        products = (torch.from_numpy(queries[users]).to(kind) @ columns.T).float().numpy()
+        choose_lists(products, terms, shares[users], n_lists, n_first, room, chosen[users])
+    return chosen
 
 
 def _probe_list(
