@@ -37,9 +37,7 @@ N_HITS = 2048
 AHEAD = 4  # pairs between asking for a vector and using it
 FLOAT, INT, LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
-VNNI = (
-    "llvm.x86.avx512.vpdpbusd.512"  # with the types of before LLVM 22, which newer releases bring up to date
-)
+VNNI = "llvm.x86.avx512.vpdpbusd.512"  # declared as before LLVM 22; newer releases bring that up to date
 
 
 def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
