@@ -71,7 +71,7 @@ def running(config: Path, cache: Path) -> Iterator[Running]:
         process.kill()
         process.wait()
     give_up = time.monotonic() + SECONDS_TO_GO
-    while left := [one.cmdline() for one in mentioning(str(cache)) if one.is_running()]:
+    while left := [str(one) for one in mentioning(str(cache))]:  # cmdline() raises once it is a zombie
         assert time.monotonic() < give_up, f"left behind: {left}"
         time.sleep(0.2)
 
