@@ -15,7 +15,7 @@ import argparse
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,9 @@ def run(night: Night, names: Sequence[str]) -> None:
 
 def split(events: pa.Table, t0: date) -> tuple[pa.Table, Held]:
     """The log as known at the end of t0, some users reduced to their searches, and what came after."""
-    end = pa.scalar(np.datetime64(t0 + timedelta(days=1), "us"), EVENTS.schema.field("event_time").type)
+    end = pa.scalar(
+        datetime.combine(t0 + timedelta(days=1), time.min, UTC), events.schema.field("event_time").type
+    )
     before = events.filter(pc.less(events["event_time"], end))
     after = events.filter(pc.greater_equal(events["event_time"], end))
     searched = sorted(set(before.filter(pc.is_valid(before["query"]))["user_id"].to_pylist()))
@@ -113,8 +115,9 @@ def split(events: pa.Table, t0: date) -> tuple[pa.Table, Held]:
     said = before.filter(pc.and_(only, pc.is_valid(before["query"])))
     nothing = pa.nulls(len(said), pa.string())
     kind = pa.array(["search"] * len(said), pa.string())
-    said = said.set_column(said.schema.get_field_index("item_id"), "item_id", nothing)
-    said = said.set_column(said.schema.get_field_index("event_type"), "event_type", kind)
+    for name, values in (("item_id", nothing), ("event_type", kind)):
+        place = said.schema.get_field_index(name)
+        said = said.set_column(place, said.schema.field(place), values)
     rest = before.filter(pc.invert(only))
     known = pa.concat_tables([rest, said]).sort_by("event_id")
     seen: dict[str, set[str]] = {}
