@@ -289,9 +289,9 @@ def test_groups_of_users_may_get_different_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("by_int8")
-@pytest.mark.parametrize("make", [clustered_world, slow_world])
+@pytest.mark.parametrize(("make", "least"), [(clustered_world, 0.999), (slow_world, 0.998)])
 def test_approximate_search_returns_k_and_finds_more_with_more_lists(
-    tmp_path: Path, make: Callable[[], tuple[F32, F32, Filters]]
+    tmp_path: Path, make: Callable[[], tuple[F32, F32, Filters]], least: float
 ) -> None:
     matrix, queries, filters = make()
     exact = sweep_topk(queries, matrix, 50, filters)
@@ -303,7 +303,7 @@ def test_approximate_search_returns_k_and_finds_more_with_more_lists(
         assert filters.allowed(found.item_nums)[found.item_nums >= 0].all()
         as_answer(found)
         recalls.append(index_recall(found, exact).mean())
-    assert recalls[0] < recalls[1] < recalls[2] + 1e-9 and recalls[2] > 0.995
+    assert recalls[0] < recalls[1] < recalls[2] + 1e-9 and recalls[2] > least
 
 
 @pytest.mark.usefixtures("by_int8")

@@ -408,6 +408,12 @@ def best_first(scores, items, n, k):
 
 
 @compiled
+def first_bits(count):
+    """A word whose `count` lowest bits are set, all of them from 64 on."""
+    return ~np.uint64(0) if count >= GROUP else (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+
+
+@compiled
 def choose_lists(products, terms, shares, n_lists, n_first, room, chosen):
     """The most promising lists of users, chosen (rows, count) int64: the best of all first, and the n_first
     best in the first n_first columns, if n_first > 0.
@@ -433,8 +439,7 @@ def choose_lists(products, terms, shares, n_lists, n_first, room, chosen):
                 mask = reaches(
                     flat, row * row_length + group, terms.reshape(-1), row_length, group, share, cut
                 )
-                if n_lists - group < GROUP:
-                    mask &= (np.uint64(1) << np.uint64(n_lists - group)) - np.uint64(1)
+                mask &= first_bits(n_lists - group)
                 while mask:
                     place = group + np.int64(lowest_bit(mask))
                     mask &= mask - np.uint64(1)
@@ -468,8 +473,7 @@ def keep_row(mask, tile, at, n_items, user, first, items, coefs, kept, limits):
     eligible, group_of, listed_at, listed, marks = limits
     all_scores, all_items, counts, cuts, k = kept
     common, inverse, n = coefs[user, 0], coefs[user, 3], counts[user]
-    if n_items < GROUP:
-        mask &= (np.uint64(1) << np.uint64(n_items)) - np.uint64(1)
+    mask &= first_bits(n_items)
     while mask:
         lane = np.int64(lowest_bit(mask))
         mask &= mask - np.uint64(1)
@@ -517,13 +521,20 @@ def pack_items(words, first, n_lanes, n_words, panels, at):
 
 
 @compiled
-def multiply_once(users, words, n_words, n_lanes, terms, room):
-    """The products and masks of six users and 64 or 32 items in `room`: see `multiply`."""
-    pack_items(words, 0, n_lanes, n_words, room[0], 0)
+def multiply_lanes(n_lanes, room, n_words, users, start, flat, stride, first):
+    """`multiply` with the 64 or 32 items that stand first among the packed."""
     if n_lanes == GROUP:
-        multiply_group(room, 0, n_words, users, 0, terms.reshape(-1), terms.shape[1], 0)
+        multiply_group(room, 0, n_words, users, start, flat, stride, first)
     else:
-        multiply_half(room, 0, n_words, users, 0, terms.reshape(-1), terms.shape[1], 0)
+        multiply_half(room, 0, n_words, users, start, flat, stride, first)
+
+
+@compiled
+def multiply_once(users, words, n_lanes, terms, room):
+    """The products and masks of six users and 64 or 32 items in `room`: see `multiply`."""
+    n_words = words.shape[1]
+    pack_items(words, 0, n_lanes, n_words, room[0], 0)
+    multiply_lanes(n_lanes, room, n_words, users, 0, terms.reshape(-1), terms.shape[1], 0)
 
 
 @compiled
@@ -577,10 +588,7 @@ def estimate_lists(visits, users, items, coefs, kept, limits, room):
                 for row in range(USERS):
                     user = positions[start + row]
                     commons[row], limit[row] = coefs[user, 0], cuts[user] * coefs[user, 3]
-                if n_lanes == GROUP:
-                    multiply_group(room, 0, n_words, users, start, flat, stride, first)
-                else:
-                    multiply_half(room, 0, n_words, users, start, flat, stride, first)
+                multiply_lanes(n_lanes, room, n_words, users, start, flat, stride, first)
                 for row in range(min(USERS, end - start)):
                     user, found = positions[start + row], (terms, item_nums)
                     keep_row(masks[row], tile, row * GROUP, n_items, user, first, found, coefs, kept, limits)
@@ -671,9 +679,7 @@ def sweep_codes(tile, users, coefs, room, cuts, heaps, limits, exact):
         end, n_hits = min(begin + at_once, n_users), 0
         set_cuts(cuts, (begin, end), coefs, items, heaps[0], exact)
         for group in range(0, n_items, GROUP):
-            there = ~np.uint64(0)
-            if n_items - group < GROUP:
-                there = (np.uint64(1) << np.uint64(n_items - group)) - np.uint64(1)
+            there = first_bits(n_items - group)
             for start in range(begin, end, USERS):
                 n_rows = min(USERS, end - start)
                 if n_hits > N_HITS - USERS * GROUP:

@@ -78,8 +78,7 @@ def products_once(users: I8, items: I8, n_lanes: int) -> tuple[I32, NDArray[np.u
     room, terms = room_for(users.shape[1], GROUP), np.ones((2, GROUP), np.float32)
     _, tile, commons, cuts, masks = room
     commons[:], cuts[:] = 0, 1
-    words = items.view(np.int32)
-    multiply_once((users, sums_of(users), np.arange(USERS)), words, words.shape[1], n_lanes, terms, room)
+    multiply_once((users, sums_of(users), np.arange(USERS)), items.view(np.int32), n_lanes, terms, room)
     return tile.reshape(USERS, GROUP)[:, :n_lanes], masks
 
 

@@ -67,26 +67,9 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)
 _ROUNDER, _ROUNDER_BITS = f32(12582912), np.int32(0x4B400000)
 
 
-@_inlined  # type: ignore[untyped-decorator]
-def _ordered(x: Any) -> Any:
-    """An int32 that is ordered as x is; its own inverse, from bits to bits."""
-    bits = _as_int(x)
-    return bits ^ ((bits >> np.int32(31)) & _MAGNITUDE)
-
-
 _LOG2_E, _LN2_HIGH, _LN2_LOW, _EXP_LOW = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4), f32(-87)
 _E0, _E1, _E2 = f32(1.9875691500e-4), f32(1.3981999507e-3), f32(8.3334519073e-3)
 _E3, _E4, _E5 = f32(4.1665795894e-2), f32(1.6666665459e-1), f32(5.0000001201e-1)
-
-
-@_inlined  # type: ignore[untyped-decorator]
-def _exp(x: Any) -> Any:
-    """exp(x) for x <= 0 by 2^n times a polynomial of the rest (Cephes expf)."""
-    x = max(x, _EXP_LOW)
-    n = np.floor(x * _LOG2_E + _HALF)
-    r = x - n * _LN2_HIGH - n * _LN2_LOW
-    p = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
-    return (p * r * r + r + _ONE) * _as_float((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
 _ROOT_HALF, _ERF_LIMIT = f32(0.70710678), f32(4)
@@ -308,7 +291,8 @@ def _splat(value: Any) -> Any:
 def _softmax_16(_context: Any, p: Any, at: Any, n_rows: Any, inverse: Any, to: Any) -> Any:
     """p becomes exp(p - the largest of its column) in 16 columns from ``at`` on, rows of 64; 1 / sums follow.
 
-    What `_ordered` and `_exp` say of one value, for 16: numba's loops over several arrays are not vectorised.
+    The largest is found among integers that are ordered as the floats are; exp is 2^n times a polynomial of
+    the rest (Cephes expf). Written out, because numba's loops over several arrays are not vectorised.
     """
     signature = types.void(p, types.intp, types.intp, inverse, types.intp)
     ints, fast = ir.VectorType(ir.IntType(32), _LANES), ("contract", "reassoc", "nsz", "arcp", "afn")
