@@ -55,7 +55,8 @@ def night(
         recent = sorted(mine, key=lambda item: (-last[user, item].timestamp(), num[item]))
         profile = recent[: config.weigh_events.history_cap]
         terms[user] = blend.terms(user, profile, directions)
-        scores = sum(terms[user].values(), blend.popular_share) if terms[user] else None
+        unearned = blend.popular_share + blend.popular_in(segments.get(user) or "", popular)
+        scores = sum(terms[user].values(), unearned) if terms[user] else None
         lists[user] = one_list(config, scores, items, seen[user], popular, segments.get(user))
     return Expected(weights, vectors, lists, terms)
 
@@ -172,6 +173,17 @@ class Blend:
     def popular_share(self) -> np.ndarray:
         return self.config.fit_blend.weights.popularity * self.popular / np.linalg.norm(self.popular)
 
+    def popular_in(self, segment: str, popular: Mapping[str, list[tuple[int, int]]]) -> np.ndarray:
+        """What popularity in the user's segment adds to the scores (n,)."""
+        everyone = np.zeros(len(self.fresh))
+        for weight, item in popular[""]:
+            everyone[item] = weight / ONE
+        row = everyone * 100 / everyone.sum()
+        for weight, item in popular.get(segment, []) if segment else []:
+            row[item] += weight / ONE
+        row = row * self.fresh
+        return self.config.fit_blend.weights.popular_segment * row / np.linalg.norm(row)
+
     def terms(self, user: str, profile: Sequence[str], D: np.ndarray) -> dict[str, np.ndarray]:
         """What each history item adds to the scores (n,); nothing where the user has no direction."""
         fit = self.config.fit_blend
@@ -198,7 +210,8 @@ class Blend:
         found = {item: np.zeros(len(self.fresh)) for item in profile}
         for_warm = {name: getattr(fit.weights, name) for name in parts}
         for_cold = for_warm | {"vector": fit.weights.cold_vector}
-        larger = sum(for_warm.values()) / sum(for_cold.values())
+        of_segment = fit.weights.popular_segment
+        larger = (sum(for_warm.values()) + of_segment) / (sum(for_cold.values()) + of_segment)
         for name, rows in parts.items():
             weight = np.where(self.cold, for_cold[name] * larger, for_warm[name])
             length = np.linalg.norm(sum(rows.values()) * self.fresh)

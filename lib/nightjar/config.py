@@ -388,6 +388,7 @@ class Weights(Section):
     followers: Factor = 0.5
     ease: Factor = 1.0
     popularity: Factor = 0.3
+    popular_segment: Factor = Field(0.0, description="popularity in the user's segment; a fit may raise it")
     cold_vector: Factor = Field(0.25, description="instead of vector, for items nobody liked yet")
 
 
@@ -404,6 +405,10 @@ class FitBlend(Section):
     users: Positive = Field(2000, description="users to fit on; the window held back is as long as it takes")
     min_users: Positive = Field(50, description="with fewer the weights stay as they are")
     max_share: float = Field(0.2, gt=0, lt=1, description="of all likes, the most that may be held back")
+    cold_share: Share = Field(
+        0.2,
+        description="of liked items, hidden to fit the weights of items nobody liked; 0: as they begin",
+    )
     doubt: Factor = Field(0.5, description="standard errors a gain must exceed; more where users are few")
     pool_depth: Positive = Field(100, description="candidates of each source and user in the fit")
     segments: tuple[Positive, ...] = Field(

@@ -90,10 +90,14 @@ LEARN_TASTE = Stage(
 FIT_BLEND = Stage(
     "fit_blend",
     "ray",
-    reads=(ITEM_EMBEDDINGS, INTERACTIONS, NEIGHBOURS),
+    reads=(ITEM_EMBEDDINGS, INTERACTIONS, USERS, NEIGHBOURS),
     writes=(BLEND, ITEM_SIGNALS),
-    also=("learn_taste", "retrieve"),  # how relations are learnt; whether seen items count
-    version=3,
+    also=(
+        "weigh_events",
+        "learn_taste",
+        "retrieve",
+    ),  # popular; how relations are learnt; seen
+    version=4,
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",

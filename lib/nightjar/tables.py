@@ -436,9 +436,11 @@ USER_TEXTS = Table(
     checks=(one_of("kind", WORDS), at_least("text_num", 0)),
     made_by="weigh_events",
 )
+EVERYONE = ""
+"""The segment that all users belong to."""
 POPULARITY = Table(
     "popularity",
-    _schema(("segment", TEXT), ("rank", INT), ("item_num", LONG), ("weight", LONG)),  # segment "" is everyone
+    _schema(("segment", TEXT), ("rank", INT), ("item_num", LONG), ("weight", LONG)),
     key=("segment", "rank"),
     made_by="weigh_events",
 )

@@ -83,6 +83,7 @@ def new_night(root: Path, users_csv: Path, **sections: Any) -> Night:
     gone = {
         "path": str(users_csv.with_name("forget.csv")), "format": "csv", "columns": {"user_id": "id"}
     }  # fmt: skip
+    sections.setdefault("fit_blend", {"weights": {"popular_segment": 2.0}})
     return world.night(root, weigh_events=weigh, privacy={"forget": [gone]}, **sections)
 
 

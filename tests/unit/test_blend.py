@@ -41,7 +41,11 @@ class World:
         self.newest = self.x.copy()
         self.newest.data = (rng.integers(-2, 6, self.x.nnz) / 4).astype(np.float32)
         self.starts = np.array([0, 0, 1])
-        self.cold, self.for_cold = rng.random(N_ITEMS) < 0.3, ((0.25, 2.0, 0.0), (1.0, 0.0, 0.0))
+        self.cold = rng.random(N_ITEMS) < 0.3
+        self.for_cold = (0.25, 2.0, 0.0, 0.5), (1.0, 0.0, 0.0, 0.0)
+        self.by_segment = sparse.random(4, N_ITEMS, 0.3, "csr", np.float32, rng)
+        self.by_segment.data = (rng.integers(1, 9, self.by_segment.nnz) / 4).astype(np.float32)
+        self.belongs = rng.integers(-1, 4, N_USERS)
         self.barred = sparse.random(N_USERS, N_ITEMS, 0.3, "csr", np.float32, rng)
         self.barred.sort_indices()
         # Two sets, and one of another night's numbers; everything, nothing, one set or both.
@@ -51,25 +55,39 @@ class World:
         self.available = rng.random(N_ITEMS) < 0.8
         self.fresh = 2.0 ** rng.integers(-2, 3, N_ITEMS)
         self.popularity = np.maximum(rng.integers(-3, 4, N_ITEMS), 0).astype(np.float64)
-        self.recipes = fusion.Recipe((1.0, 0.0, 0.5), 0.3, 1.0), fusion.Recipe((0.0, 0.5, 0.25), 0.0, 1.0)
+        weights = (1.0, 0.0, 0.5, 0.0), (0.0, 0.5, 0.25, 0.75)
+        self.recipes = fusion.Recipe(weights[0], 0.3, 1.0), fusion.Recipe(weights[1], 0.0, 1.0)
         self.segments = rng.integers(0, 2, N_USERS)
         self.asked = rng.permuted(np.tile(np.arange(N_ITEMS), (N_USERS, 1)), axis=1)[:, :9]
         self.asked[:, -1] = -1
 
-    def dense(self) -> np.ndarray:
+    def dense(self, only_segments: bool = False) -> np.ndarray:
+        """Scores by the definition; only_segments: what popularity by segment adds to them."""
         sources = fusion.Sources(
-            tuple(
-                (x @ one).tocsr()
-                for x, one in zip((self.x, self.x, self.newest), self.relations.values(), strict=True)
+            (
+                *(
+                    (x @ one).tocsr()
+                    for x, one in zip((self.x, self.x, self.newest), self.relations.values(), strict=True)
+                ),
+                (self.member() @ self.by_segment).tocsr(),
             ),
             self.popularity,
             self.fresh,
         )
         found = []
         for recipe, for_cold in zip(self.recipes, self.for_cold, strict=True):
-            cold = fusion.scores(sources, replace(recipe, weights=for_cold))
-            found.append(np.where(self.cold, cold, fusion.scores(sources, recipe)))
+            parts = []
+            for weights in (for_cold, recipe.weights):
+                if only_segments:
+                    weights = (*(0.0 for _ in weights[1:]), weights[-1])
+                mine = replace(recipe, weights=weights, popularity=recipe.popularity * (not only_segments))
+                parts.append(fusion.scores(sources, mine))
+            found.append(np.where(self.cold, *parts))
         return np.where(self.segments[:, None] == 0, *found)
+
+    def member(self) -> sparse.csr_matrix:
+        """(q, 4), 1 at each user's segment."""
+        return sparse.csr_matrix((self.belongs[:, None] == np.arange(4)).astype(np.float32))
 
     def by_popularity(self) -> np.ndarray:
         """What popularity alone adds to each score, (q, n_items)."""
@@ -83,6 +101,7 @@ class World:
         order = np.argsort(-popular, kind="stable")
         return Ingredients(
             stacked(self.relations),
+            self.by_segment,
             np.stack([weights, self.for_cold], axis=2),
             np.array([one.popularity for one in self.recipes]),
             self.cold.astype(np.int64),
@@ -110,7 +129,8 @@ class World:
 
     def blended(self, m: int) -> Blended:
         history = self.x.indptr, self.x.indices
-        return blend(self.ingredients(), history, self.both(), self.segments, self.limits(), self.asked, m)
+        users = self.segments, self.belongs
+        return blend(self.ingredients(), history, self.both(), *users, self.limits(), self.asked, m)
 
 
 @settings(deadline=None)
@@ -121,6 +141,7 @@ def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
     reached = (
         np.abs(world.x) @ (np.abs(world.relations["text"]) + np.abs(world.relations["ease"]))
         + np.abs(world.newest) @ np.abs(world.relations["co_occurrence"])
+        + np.abs(world.member()) @ np.abs(world.by_segment)
     ) != 0
     reached = reached.toarray() | (world.by_popularity() > 0)
     allowed = reached & world.open()
@@ -154,6 +175,7 @@ def test_a_user_alone_has_the_same_bytes() -> None:
             (x.indptr, x.indices),
             world.both()[:, world.x.indptr[user] : world.x.indptr[user + 1]],
             world.segments[user : user + 1],
+            world.belongs[user : user + 1],
             world.limits().take(np.array([user])),
             world.asked[user : user + 1],
             10,
@@ -164,7 +186,7 @@ def test_a_user_alone_has_the_same_bytes() -> None:
 
 def test_terms_add_up_to_the_score_without_popularity() -> None:
     world = World(7)
-    found, dense = world.blended(5), world.dense() - world.by_popularity()
+    found, dense = world.blended(5), world.dense() - world.by_popularity() - world.dense(only_segments=True)
     for user in range(N_USERS):
         row, part = world.x[user], slice(world.x.indptr[user], world.x.indptr[user + 1])
         wanted = np.arange(N_ITEMS)

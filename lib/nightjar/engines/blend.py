@@ -3,10 +3,11 @@
 For user u with history x: score(i) = g_i · Σ_s f_s · w_s · (x @ S_s)_i + w_p · popular_i, with the factor f_s
 = 1 / the length of the row (x @ S_s)∘g over the whole catalogue, so that relations weigh alike for every user
 (kernels/fusion.py), and w_s one weight for items that somebody liked, another for the others; users come in
-segments of activity, each with weights of its own. Only items that some relation leads to and the popular
-ones are visited: a user costs as much as the neighbours of their history, whatever the size of the catalogue.
-Sums run in float64 in the order of the history, so a user's scores do not depend on who is scored beside
-them.
+segments of activity, each with weights of its own. The last S_s is what is popular in the segment (a country,
+a shop) that a user belongs to, and its x is that segment. Only items that some relation leads to and the
+popular ones are visited: a user costs as much as the neighbours of their history, whatever the size of the
+catalogue. Sums run in float64 in the order of the history, so a user's scores do not depend on who is scored
+beside them.
 """
 
 # numba's decorator and the functions it compiles carry no annotations that mypy could read.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from scipy import sparse
 
 from nightjar.kernels.limits import Limits
 from nightjar.kernels.ranked_lists import Csr
@@ -30,13 +32,15 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What is the same for every user. weights: (S, R, 2) float64, of the stack's relations for each segment
-    of users, for items liked and for cold ones; popularity: (S,) float64, w_p of each segment; cold:
+    """What is the same for every user. by_segment: what is popular in each of B segments, (B, n_items)
+    float32 CSR; weights: (S, R + 1, 2) float64, of the stack's relations and of by_segment, for each segment
+    of activity, for items liked and for cold ones; popularity: (S,) float64, w_p of each segment; cold:
     (n_items,) int64, 1 for those; starts: (R,) int64, which row of a history's weights a relation starts
     from; fresh, popular: (n_items,) float64, g and recent popularity; by_popularity: (p,) int64, the items
     that popularity alone may bring into a list, best first; available: (n_items,) bool."""
 
     stack: Stack
+    by_segment: sparse.csr_matrix
     weights: F64
     popularity: F64
     cold: I64
@@ -51,7 +55,7 @@ class Ingredients:
 class Blended:
     """item_nums: (q, m) int64, −1 padding at the end, the best first, ties by number; scores: (q, m) float32,
     −inf padding; at: (q, c) float32, the scores of the items asked for, wherever they rank, −inf for −1;
-    factors: (q, R) float64, f_s."""
+    factors: (q, R + 1) float64, f_s."""
 
     item_nums: I64
     scores: F32
@@ -60,27 +64,38 @@ class Blended:
 
 
 def blend(
-    with_: Ingredients, history: Csr, x: F32, segments: I64, limits: Limits, asked: I64, m: int
+    with_: Ingredients,
+    history: Csr,
+    x: F32,
+    segments: I64,
+    belongs: I64,
+    limits: Limits,
+    asked: I64,
+    m: int,
 ) -> Blended:
     """The best m items of each of q users, and the scores of those asked for.
 
     history: CSR of q users' items with weights x (rows, n_entries) float32, below 0 for a dislike; segments:
-    (q,) int64, whose weights each user has; limits: all that the q users must not get, what they have seen
-    included; asked: (q, c) int64, −1 padding, scored whether allowed or not.
+    (q,) int64, whose weights each user has; belongs: (q,) int64, the row of by_segment of each, −1 for none;
+    limits: all that the q users must not get, what they have seen included; asked: (q, c) int64, −1 padding,
+    scored whether allowed or not.
     """
-    q, n_relations = len(history[0]) - 1, with_.weights.shape[1]
+    q, n_sources = len(history[0]) - 1, with_.weights.shape[1]
     out = Blended(
         np.full((q, m), -1, np.int64),
         np.full((q, m), -np.inf, np.float32),
         np.full(asked.shape, -np.inf, np.float32),
-        np.zeros((q, n_relations)),
+        np.zeros((q, n_sources)),
     )
-    stack = with_.stack
+    stack, rows = with_.stack, with_.by_segment
+    member = belongs >= 0
     _blend(
         (stack.indptr, stack.item_nums, stack.scores),
+        (rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data.astype(np.float32)),
         (with_.weights, with_.popularity, with_.cold, with_.starts, segments.astype(np.int64)),
         (with_.fresh, with_.popular, with_.by_popularity, with_.available),
         (history[0].astype(np.int64), history[1].astype(np.int64), x),
+        (np.r_[0, np.cumsum(member)], belongs[member], np.ones((1, int(member.sum())), np.float32)),
         (limits.denied.indptr.astype(np.int64), limits.denied.item_nums.astype(np.int64)),
         _allowed(limits),
         asked.astype(np.int64),
@@ -106,7 +121,7 @@ def _allowed(limits: Limits) -> Allowed:
 def relation_terms(with_: Ingredients, items: I64, x: F32, factors: F64, segment: int, wanted: I64) -> F64:
     """What each history item adds to the score of each wanted item, (len(items), len(wanted)) float64.
 
-    x: (rows, len(items)) float32; factors: (R,) float64 and the segment of that user.
+    x: (rows, len(items)) float32; factors: (R + 1,) float64 and the segment of that user.
     """
     found = np.zeros((len(items), len(wanted)))
     stack = with_.stack
@@ -123,7 +138,7 @@ def _terms(stack, n_items, history, blended, place, found):
     indptr, neighbours, values = stack
     items, x = history
     weights, cold, starts = blended
-    for r in range(len(weights)):
+    for r in range(len(starts)):
         if weights[r, 0] == 0.0 and weights[r, 1] == 0.0:
             continue
         for h in range(len(items)):
@@ -138,7 +153,7 @@ def _terms(stack, n_items, history, blended, place, found):
 
 
 @njit(cache=True, nogil=True)
-def _blend(stack, blended, items, history, barred, limited, asked, out):
+def _blend(stack, by_segment, blended, items, history, member, barred, limited, asked, out):
     weights_of, popularity_of, cold, starts, segments = blended
     fresh, popular, by_popularity, available = items
     n = len(fresh)
@@ -162,7 +177,11 @@ def _blend(stack, blended, items, history, barred, limited, asked, out):
         for r in range(len(weights)):
             if weights[r, 0] == 0.0 and weights[r, 1] == 0.0:
                 continue
-            n_met, mark = _spread(stack, (r * n, starts[r]), history, u, (own, in_own, met), mark)
+            scratch = (own, in_own, met)
+            if r < len(starts):
+                n_met, mark = _spread(stack, (r * n, starts[r]), history, u, scratch, mark)
+            else:
+                n_met, mark = _spread(by_segment, (0, 0), member, u, scratch, mark)
             squares = 0.0
             for at in range(n_met):
                 squares += (own[met[at]] * fresh[met[at]]) ** 2

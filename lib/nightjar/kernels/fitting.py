@@ -6,13 +6,13 @@ a later test looks at is used, and a night fits on its own log and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
 
-from nightjar.kernels import fusion, signals, taste
+from nightjar.kernels import by_segment, fusion, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.signals import F32, F64, I64
@@ -20,6 +20,8 @@ from nightjar.kernels.signals import F32, F64, I64
 K = 20
 """Length of the lists whose nDCG and recall are fitted."""
 RECENCY_DAYS = (0.5, 2.0, 7.0, 30.0, 120.0, 480.0)
+LONGER_DAYS = (0.5, 1.0, 2.0, 4.0, 7.0, 14.0, 30.0, 60.0, 120.0, 240.0, 480.0)
+"""Half-lives of recency tried after the best of RECENCY_DAYS, from there on."""
 HISTORY_DAYS = (2.0, 7.0, 30.0, 120.0, 480.0)
 SPANS = (1 / 1500, 1.0)
 """Half-lives that are tried, as shares of the days a log spans: much shorter ones forget nearly everything,
@@ -116,10 +118,12 @@ def by_history(
     V: F32,
     history_days: float | None,
 ) -> tuple[fusion.Source, ...]:
-    """What each source makes of these users' histories."""
-    x, newest = known.histories(history_days)[users], known.recent()[users]
+    """What each source makes of these users' histories, and of the segment they belong to."""
+    x = known.histories(history_days)[users]
+    starts = dict.fromkeys(FROM_NEWEST, known.recent()[users])
+    starts[by_segment.NAME] = by_segment.belongs(known)[users]
     profile = fusion.Product(taste.unit_rows(known.weights(history_days)[users] @ V), V)
-    scores = (((newest if name in FROM_NEWEST else x) @ one).tocsr() for name, one in relations.items())
+    scores = ((starts.get(name, x) @ one).tocsr() for name, one in relations.items())
     return (*scores, profile)
 
 
@@ -139,6 +143,9 @@ def fit(
     """Half-lives and weights that rank the truth best: first of recency, then of histories; then the weights
     alone once more, on halves of the users, and those of each segment of users.
 
+    Of half-lives between which the users do not decide the longest is taken, within one standard error of the
+    best (Breiman et al. 1984): the newest weeks overrate what is in fashion in them (docs/log.md).
+
     relations and V (n_items, d), the items' directions, as learnt from held.known.
     Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
     """
@@ -156,13 +163,39 @@ def fit(
     recencies = [days for days in half_lives(RECENCY_DAYS, span) if days != start.recency_days]
     tried = [start, *(replace(start, recency_days=days) for days in recencies)]
     at, recipe = fusion.fit([pool(one) for one in tried], start.recipe, K, how.doubt)
-    chosen = replace(tried[at], recipe=recipe)
-    histories = [days for days in (*half_lives(HISTORY_DAYS, span), None) if days != start.history_days]
-    tried = [chosen, *(replace(chosen, history_days=days) for days in histories)]
-    pools = [pool(one) for one in tried]
-    at, _ = fusion.fit(pools, recipe, K, how.doubt)
+    chosen = _longest_recency(replace(tried[at], recipe=recipe), half_lives(LONGER_DAYS, span), pool, how)
+    histories = {*half_lives(HISTORY_DAYS, span), start.history_days or np.inf, np.inf}
+    lives = [days if days < np.inf else None for days in sorted(histories)]
+    pools = [pool(replace(chosen, history_days=days)) for days in lives]
+    at = _last_undecided([fusion.quality(one, chosen.recipe, K) for one in pools])
     recipe = fusion.fit_halves(pools[at], start.recipe, K, how.doubt, seed=how.seed, threads=how.threads)
-    return _by_activity(replace(tried[at], recipe=recipe), held, pools[at], how)
+    return _by_activity(replace(chosen, history_days=lives[at], recipe=recipe), held, pools[at], how)
+
+
+def _longest_recency(
+    chosen: Chosen, recencies: tuple[float, ...], pool: Callable[[Chosen], fusion.Pool], how: Fit
+) -> Chosen:
+    """With the longest half-life of recency, from the one chosen on, that is not worse beyond doubt."""
+    tried, values = [chosen], [fusion.quality(pool(chosen), chosen.recipe, K)]
+    for days in recencies:
+        if days > chosen.recency_days:
+            longer = replace(chosen, recency_days=days)
+            mine = pool(longer)
+            _, recipe = fusion.fit([mine], chosen.recipe, K, how.doubt)
+            tried.append(replace(longer, recipe=recipe))
+            values.append(fusion.quality(mine, recipe, K))
+            if _last_undecided(values) < len(values) - 1:
+                break
+    return tried[_last_undecided(values)]
+
+
+def _last_undecided(values: Sequence[F64]) -> int:
+    """The last of these qualities, (q,) each, that is within a standard error of the best; less where users
+    are few, whom chance would let through."""
+    best = max(values, key=lambda one: float(one.mean()))
+    certain = (1 + fusion.FEW_USERS / len(best)) * len(best) ** 0.5
+    losses = [best - one for one in values]
+    return max(at for at, loss in enumerate(losses) if loss.mean() * certain <= loss.std())
 
 
 def _by_activity(chosen: Chosen, held: HeldBack, pool: fusion.Pool, how: Fit) -> Chosen:

@@ -270,7 +270,8 @@ def _choose_dense(
 ) -> None:
     allowed = np.where(barred | (values <= 0), -np.inf, values).astype(np.float32)
     best = np.argpartition(-allowed, min(depth, values.shape[1]) - 1, axis=1)[:, :depth]
-    chosen[np.arange(len(values))[:, None], best] = True
+    row, place = np.nonzero(np.take_along_axis(allowed, best, axis=1) > -np.inf)
+    chosen[row, best[row, place]] = True
 
 
 def _widened(pool: Pool, width: int) -> Pool:
@@ -404,7 +405,9 @@ class _Search:
         return self._best(state, others)
 
     def better_weight(self, state: State, place: int) -> State:
-        recipe = state[1]
+        recipe, pool = state[1], self.pools[state[0]]
+        if place < len(recipe.weights) and not pool.values[place].any():
+            return state  # a source that says nothing, whatever it weighs
         now = recipe.coordinates()[place]
         last = place == len(recipe.coordinates()) - 1
         trials = EXPONENTS if last else REVIVED if now == 0 else tuple(now * step for step in STEPS)

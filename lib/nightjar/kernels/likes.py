@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ class Likes:
 
     user: (n,) int64 codes below n_users; item: (n,) int64 numbers below n_items; strength: (n,) float32 above
     0, undecayed; first, last: (n,) float64, days from the pair's first and last liking event to the end of
-    the log, first ≥ last.
+    the log, first ≥ last; segment: (n_users,) int64, which segment a user belongs to, 0 for none; None where
+    nobody belongs to any.
     """
 
     user: I64
@@ -27,20 +28,20 @@ class Likes:
     last: F64
     n_users: int
     n_items: int
+    segment: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.user)
 
     def kept(self, which: NDArray[np.bool_]) -> Likes:
         """These pairs alone, of the same users and items."""
-        return Likes(
-            self.user[which],
-            self.item[which],
-            self.strength[which],
-            self.first[which],
-            self.last[which],
-            self.n_users,
-            self.n_items,
+        return replace(
+            self,
+            user=self.user[which],
+            item=self.item[which],
+            strength=self.strength[which],
+            first=self.first[which],
+            last=self.last[which],
         )
 
     def before(self, days: float) -> Likes:
@@ -48,15 +49,7 @@ class Likes:
         since the times between are not kept."""
         known = self.kept(self.first >= days)
         last = np.where(known.last >= days, known.last, known.first)
-        return Likes(
-            known.user,
-            known.item,
-            known.strength,
-            known.first - days,
-            last - days,
-            known.n_users,
-            known.n_items,
-        )
+        return replace(known, first=known.first - days, last=last - days)
 
     def matrix(self) -> sparse.csr_matrix:
         """(n_users, n_items) float32, 1.0 for a pair: repeated clicks say little about what goes together."""

@@ -28,11 +28,11 @@ from nightjar.stages.blending.blender import Blender, BlendInputs
 from nightjar.stages.searching.limits import read_limits
 from nightjar.stages.users.buckets import read_histories, strings
 from nightjar.stages.users.words import BucketWords, UserWords
-from nightjar.stages.weigh_events import EVERYONE
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
     BLEND,
     CANDIDATES,
+    EVERYONE,
     INTERACTIONS,
     ITEM_SIGNALS,
     ITEM_VECTORS,
@@ -54,8 +54,8 @@ def rank(night: Night, params: Rank, resources: Resources) -> Metrics:
     """Writes exactly k rows for every known user, fewer only where the catalogue has fewer to give."""
     del resources
     users, attempt = night.read(USERS), night.write(RECOMMENDATIONS)
-    tables = (night.read(table) for table in (ITEMS, ITEM_VECTORS, NEIGHBOURS, BLEND, ITEM_SIGNALS))
-    inputs = _Inputs(BlendInputs(*tables), night.read(POPULARITY))
+    blended = (ITEMS, ITEM_VECTORS, NEIGHBOURS, BLEND, ITEM_SIGNALS, POPULARITY)
+    inputs = BlendInputs(*(night.read(table) for table in blended))
     cold = _untouched(night.read(ITEMS), night.read(INTERACTIONS)) if params.cold_share else None
     task = RankPart(
         users,
@@ -83,19 +83,6 @@ def _untouched(items: Committed, interactions: Committed) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """The item side of ranking, as commits that travel to tasks."""
-
-    blend: BlendInputs
-    popularity: Committed
-
-    @property
-    def key(self) -> str:
-        commits = (*vars(self.blend).values(), self.popularity)
-        return " ".join(one.dataset.store.root + one.manifest.fingerprint for one in commits)
-
-
-@dataclass(frozen=True)
 class Catalogue:
     """The item side of ranking in memory; row = item number.
 
@@ -116,16 +103,18 @@ class Catalogue:
 _loaded: dict[str, Catalogue] = {}
 
 
-def _load(inputs: _Inputs) -> Catalogue:
+def _load(inputs: BlendInputs) -> Catalogue:
     """Once a worker process and catalogue: Spark reuses its Python workers for all buckets."""
-    if inputs.key not in _loaded:
+    commits = vars(inputs).values()
+    key = " ".join(one.dataset.store.root + one.manifest.fingerprint for one in commits)
+    if key not in _loaded:
         _loaded.clear()
-        _loaded[inputs.key] = _read_catalogue(inputs)
-    return _loaded[inputs.key]
+        _loaded[key] = _read_catalogue(inputs)
+    return _loaded[key]
 
 
-def _read_catalogue(inputs: _Inputs) -> Catalogue:
-    items = inputs.blend.items.read(["item_id", "available", "category"])
+def _read_catalogue(inputs: BlendInputs) -> Catalogue:
+    items = inputs.items.read(["item_id", "available", "category"])
     available = items["available"].to_numpy()
     category = items["category"].combine_chunks().dictionary_encode()
     codes = (category.combine_chunks() if isinstance(category, pa.ChunkedArray) else category).indices
@@ -141,8 +130,7 @@ def _read_catalogue(inputs: _Inputs) -> Catalogue:
         mine = Fallback(nums[segment_of == segment], SEGMENT)
         orders[str(segment)] = (mine, *orders[EVERYONE])
     codes = codes.fill_null(-1).to_numpy().astype(np.int64)
-    blender = Blender.load(inputs.blend)
-    return Catalogue(strings(items["item_id"]), codes, orders, blender)
+    return Catalogue(strings(items["item_id"]), codes, orders, Blender.load(inputs))
 
 
 @dataclass(frozen=True)
@@ -152,7 +140,7 @@ class RankPart:
     users: Committed
     candidates: Committed
     interactions: Committed
-    inputs: _Inputs
+    inputs: BlendInputs
     attempt: Attempt
     params: Rank
     exclude_seen: bool
@@ -183,10 +171,10 @@ class RankPart:
                 retrieved = np.concatenate([retrieved, np.where(known, new, -1)], axis=1)
                 kept += retrieved.shape[1]  # so that no cold candidate is cut off by warmer ones
             sums = words.sums(mine, catalogue.blender.chosen.history_days) if words else None
-            scored = catalogue.blender.best(mine, bars, retrieved, depth, sums, kept)
+            segments = block["segment"].to_pylist()
+            scored = catalogue.blender.best(mine, segments, bars, retrieved, depth, sums, kept)
             lists, scores = self._ordered(scored.best, catalogue)
             reasons = catalogue.blender.reasons(scored, lists, self.params.n_reasons)
-            segments = block["segment"].to_pylist()
             filled, sources = self._filled(lists, bars, segments, catalogue)
             rows = _rows(user_ids, filled, _scores(scores, filled, sources), sources, reasons, catalogue)
             yield _stated(rows, words, mine) if words else rows

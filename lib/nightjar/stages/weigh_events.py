@@ -19,11 +19,9 @@ from nightjar.stage import Metrics, Night
 from nightjar.stages.cleaning.cells import BAD_LETTERS, text
 from nightjar.stages.cleaning.forgotten import forgotten_users
 from nightjar.stages.users.texts import Wordings, write_user_texts
-from nightjar.tables import EVENTS, INTERACTIONS, ITEMS, POPULARITY, USERS, WEIGHT_ONE
+from nightjar.tables import EVENTS, EVERYONE, INTERACTIONS, ITEMS, POPULARITY, USERS, WEIGHT_ONE
 
 CONTROL = r"[\x00-\x1f\x7f]"
-EVERYONE = ""
-"""The segment that all users belong to."""
 
 
 def weigh_events(night: Night, params: WeighEvents, resources: Resources) -> Metrics:

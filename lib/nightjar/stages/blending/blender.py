@@ -6,12 +6,14 @@ of the index; each then gets the score of all sources, so that a list does not d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
 
 from nightjar.engines.blend import Ingredients, blend, relation_terms
+from nightjar.kernels import by_segment
 from nightjar.kernels.fitting import Chosen
 from nightjar.kernels.interactions import Histories
 from nightjar.kernels.limits import Limits
@@ -20,8 +22,9 @@ from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.taste import blocks, unit_rows
 from nightjar.kernels.topk import TopK, score_pairs, select_topk
 from nightjar.matrix import mapped_matrix, mapped_stack
-from nightjar.stages.blending.recipe import read_blend
+from nightjar.stages.blending.recipe import read_blend, source_names
 from nightjar.store import Committed
+from nightjar.tables import EVERYONE, WEIGHT_ONE
 
 TINY = 1e-12
 
@@ -35,20 +38,23 @@ class BlendInputs:
     neighbours: Committed
     blend: Committed
     signals: Committed
+    popularity: Committed
 
 
 @dataclass(frozen=True)
 class Blender:
     """In a worker: the sources in memory or mapped.
 
-    vector_weights: (S, 2) float64, of the vector source for each segment of users (chosen.segments), for
-    items liked and for cold ones; vectors: (n, d) float32, directions times norms (n,); gram: (d, d) float64,
-    the sum of the outer products of direction · g, by which the length of a user's row of scores over the
-    catalogue is known without it.
+    segment_rows: where each segment (a country, a shop) stands in ingredients.by_segment; vector_weights:
+    (S, 2) float64, of the vector source for each segment of activity (chosen.segments), for items liked and
+    for cold ones; vectors: (n, d) float32, directions times norms (n,); gram: (d, d) float64, the sum of the
+    outer products of direction · g, by which the length of a user's row of scores over the catalogue is known
+    without it.
     """
 
     ingredients: Ingredients
     chosen: Chosen
+    segment_rows: dict[str, int]
     vector_weights: np.ndarray
     vectors: np.ndarray
     norms: np.ndarray
@@ -58,7 +64,7 @@ class Blender:
     def load(cls, inputs: BlendInputs) -> Blender:
         """Maps the matrices and prepares what every user shares."""
         stack = mapped_stack(inputs.neighbours)
-        chosen, for_cold = read_blend(inputs.blend, stack.names)
+        chosen, for_cold = read_blend(inputs.blend, source_names(stack.names))
         weights = np.array([recipe.weights for _, recipe in chosen.recipes()], np.float64)
         weights = np.stack([weights, np.array(for_cold, np.float64)], axis=2)
         signals = inputs.signals.read(["popularity", "freshness", "cold"])
@@ -66,8 +72,10 @@ class Blender:
         fresh = signals["freshness"].to_numpy().astype(np.float64) ** chosen.recipe.exponent
         available = inputs.items.read(["available"])["available"].to_numpy()
         order = np.argsort(-popular, kind="stable")
+        segment_rows, counts = _by_segment(inputs.popularity, len(popular))
         ingredients = Ingredients(
             stack,
+            by_segment.scores(counts),
             np.ascontiguousarray(weights[:, :-1]),
             np.array([recipe.popularity for _, recipe in chosen.recipes()], np.float64),
             signals["cold"].to_numpy().astype(np.int64),
@@ -79,11 +87,13 @@ class Blender:
         )
         V = mapped_matrix(inputs.vectors)
         norms = inputs.vectors.read(["norm"])["norm"].to_numpy()
-        return cls(ingredients, chosen, weights[:, -1], V, norms, _gram(V, fresh / norms))
+        gram = _gram(V, fresh / norms)
+        return cls(ingredients, chosen, segment_rows, weights[:, -1], V, norms, gram)
 
     def best(
         self,
         mine: Histories,
+        segments_of: Sequence[str | None],
         limits: Limits,
         retrieved: np.ndarray,
         m: int,
@@ -92,19 +102,21 @@ class Blender:
     ) -> Scored:
         """The best m of each user's candidates by the fused score; none for users of whom nothing is known.
 
-        limits: all that the users must not get, what they have seen included; retrieved: (q, c) int64
-        candidates of the index within them, −1 anywhere; words: (q, d) float32 sums of what users wrote,
-        faded like the history, which the vector source takes beside its items; kept: how many of all
-        candidates are returned where that is not m.
+        segments_of: the name of the segment each user belongs to; limits: all that the users must not get,
+        what they have seen included; retrieved: (q, c) int64 candidates of the index within them, −1
+        anywhere; words: (q, d) float32 sums of what users wrote, faded like the history, which the vector
+        source takes beside its items; kept: how many of all candidates are returned where that is not m.
         """
         left = mine.fading(self.chosen.history_days)
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
         starts, segments = self._starts(x, mine), self.chosen.segments(mine.n_liked())
-        made = blend(self.ingredients, history, starts, segments, limits, retrieved, m)
+        belongs = self._belongs(segments_of)
+        made = blend(self.ingredients, history, starts, segments, belongs, limits, retrieved, m)
         # Where texts say nothing there is nothing to retrieve by, but relations still know the history.
-        known = np.asarray((retrieved >= 0).any(axis=1) | (made.factors > 0).any(axis=1))
+        by_relations = made.factors[:, : len(self.ingredients.starts)] > 0
+        known = np.asarray((retrieved >= 0).any(axis=1) | by_relations.any(axis=1))
         nums = np.where(known[:, None], np.concatenate([made.item_nums, retrieved], axis=1), -1)
         scores = np.concatenate([made.scores, made.at], axis=1).astype(np.float64)
         nums = _without_repeats(nums)
@@ -135,7 +147,17 @@ class Blender:
         )
         nobody = np.full((len(mine), 0), -1, np.int64)
         segments = self.chosen.segments(mine.n_liked())
-        return blend(part, history, self._starts(x, mine), segments, limits, nobody, m).item_nums
+        no_segment = np.full(len(mine), -1, np.int64)
+        starts = self._starts(x, mine)
+        return blend(part, history, starts, segments, no_segment, limits, nobody, m).item_nums
+
+    def _belongs(self, segments_of: Sequence[str | None]) -> np.ndarray:
+        """The row of each user's segment, (q,) int64: that of everyone for a segment without likes, −1 where
+        the log knows no segments."""
+        if len(self.segment_rows) < 2:
+            return np.full(len(segments_of), -1, np.int64)
+        rows = [self.segment_rows.get(name or EVERYONE, 0) for name in segments_of]
+        return np.array(rows, np.int64)
 
     def _starts(self, x: sparse.csr_matrix, mine: Histories) -> np.ndarray:
         """What relations start from, (2, nnz) float32: the whole history, and its newest items."""
@@ -201,6 +223,18 @@ class Scored:
     vector_factor: np.ndarray
     best: TopK
     words: np.ndarray | None = None
+
+
+def _by_segment(popularity: Committed, n_items: int) -> tuple[dict[str, int], sparse.csr_matrix]:
+    """The rows of segments, EVERYONE's the first, and in each how many users like an item, decayed."""
+    rows = popularity.read(["segment", "item_num", "weight"])
+    segments = rows["segment"].combine_chunks().dictionary_encode()
+    names = segments.dictionary.to_pylist()
+    numbers = {EVERYONE: 0}
+    at = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+    counts = rows["weight"].to_numpy() / WEIGHT_ONE
+    entries = counts, (at[segments.indices.to_numpy()], rows["item_num"].to_numpy())
+    return numbers, sparse.csr_matrix(entries, (len(numbers), n_items))
 
 
 def _gram(V: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from nightjar.config import FitBlend
-from nightjar.kernels import signals
+from nightjar.kernels import by_segment, signals
 from nightjar.kernels.fitting import Chosen
 from nightjar.kernels.fusion import Recipe
 from nightjar.kernels.likes import Likes
@@ -15,6 +15,11 @@ from nightjar.store import Committed
 TINY = 1e-12
 VECTOR = "vector"
 """The source that is no relation: the inner product of user and item vectors, as the index has it."""
+
+
+def source_names(relations: tuple[str, ...]) -> tuple[str, ...]:
+    """Every source but the vectors, in the order of a recipe's weights."""
+    return (*relations, by_segment.NAME)
 
 
 def start(params: FitBlend, names: tuple[str, ...]) -> Chosen:

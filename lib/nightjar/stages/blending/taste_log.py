@@ -6,6 +6,7 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import sparse
 
 from nightjar.config import LearnTaste
@@ -13,17 +14,17 @@ from nightjar.kernels import taste
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import Learning
 from nightjar.store import Committed
-from nightjar.tables import WEIGHT_ONE
+from nightjar.tables import EVERYONE, WEIGHT_ONE
 
 COLUMNS = ["user_id", "item_num", "weight", "strength", "first_liked", "last_liked"]
 
 
-def read_likes(interactions: Committed, n_items: int, end: datetime) -> Likes:
-    """The pairs that weigh above 0, users numbered bucket by bucket."""
+def read_likes(interactions: Committed, n_items: int, end: datetime, users: Committed | None = None) -> Likes:
+    """The pairs that weigh above 0, users numbered bucket by bucket, with the segments of `users` if any."""
     kinds = (np.int64, np.int64, np.float32, np.float64, np.float64)
     parts: list[tuple[np.ndarray, ...]] = [tuple(np.zeros(0, kind) for kind in kinds)]
-    n_users = 0
-    for entry in interactions.parts:
+    n_users, segment_of = 0, Segments()
+    for bucket, entry in enumerate(interactions.parts):
         rows = interactions.read_part(entry, COLUMNS)
         liked = (rows["weight"].to_numpy() > 0) & (rows["strength"].to_numpy() > 0)
         rows = rows.filter(pa.array(liked & rows["last_liked"].is_valid().to_numpy()))
@@ -34,8 +35,31 @@ def read_likes(interactions: Committed, n_items: int, end: datetime) -> Likes:
         first, last = (ages_days(rows[name], end) for name in ("first_liked", "last_liked"))
         parts.append((user + n_users, rows["item_num"].to_numpy(), strength, first, last))
         n_users += int(user[-1]) + 1
+        if users is not None:
+            segment_of.read(users, bucket, pc.unique(rows["user_id"]))
     user, item, strength, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Likes(user, item, strength, first, last, n_users, n_items)
+    return Likes(user, item, strength, first, last, n_users, n_items, segment_of.codes())
+
+
+class Segments:
+    """The segments of users as numbers, from 1 in the order in which they are met; 0 for none."""
+
+    def __init__(self) -> None:
+        self._numbers = {EVERYONE: 0}
+        self._codes: list[np.ndarray] = []
+
+    def read(self, users: Committed, bucket: int, user_ids: pa.Array) -> None:
+        """Adds these users of a bucket, in their order."""
+        rows = users.read_part(users.parts[bucket], ["user_id", "segment"])
+        at = pc.index_in(user_ids, rows["user_id"].combine_chunks())
+        found = rows["segment"].take(at).fill_null(EVERYONE).combine_chunks().dictionary_encode()
+        names = found.dictionary.to_pylist()
+        numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in names]
+        self._codes.append(np.array(numbers, np.int64)[found.indices.to_numpy()])
+
+    def codes(self) -> np.ndarray | None:
+        """(n_users,) int64, or None where nobody belongs to any."""
+        return np.concatenate(self._codes) if len(self._numbers) > 1 else None
 
 
 def _codes(user_ids: pa.ChunkedArray) -> np.ndarray:
