@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import sparse
 
 from nightjar.kernels import by_segment, fitting, fusion
 from nightjar.kernels.fitting import Chosen, Fit
 from nightjar.kernels.likes import Likes
+from nightjar.stages.blending.blender import _by_segment
+from nightjar.stages.blending.taste_log import read_likes
+from nightjar.store import Dataset, Store
+from nightjar.tables import INTERACTIONS, POPULARITY, USERS, WEIGHT_ONE
+from tests.unit.committed_rows import commit
 
 N_USERS, N_ITEMS = 400, 60
 START = Chosen(30.0, None, fusion.Recipe((1.0, 0.0, 0.25), 1.0, 0.0))
@@ -79,6 +87,50 @@ def test_scores_are_counts_and_a_share_of_everybodys(most: int) -> None:
     wanted = np.where(np.arange(3)[:, None] > 0, kept, 0) + kept[0] * by_segment.PRIOR / kept[0].sum()
     found = by_segment.popularity(likes, 30.0, most).toarray()
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_only_the_largest_segments_have_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_segment, "MOST", 3)
+    assert by_segment.rows_of(np.array([900, 5, 7, 0, 7, 9, 1])).tolist() == [0, 0, 1, 0, 2, 3, 0]
+    assert by_segment.rows_of(np.array([4.0, 0.0, 2.5])).tolist() == [0, 0, 1]
+
+
+def test_a_night_reads_the_segments_of_the_largest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fit learns from and what ranks name the same segments; users of others count as everybody."""
+    monkeypatch.setattr(by_segment, "MOST", 2)
+    store, ds, when = Store(str(tmp_path)), date(2026, 1, 2), datetime(2026, 1, 1, tzinfo=UTC)
+    segment_of = {"a": "FR", "b": "DE", "c": None, "d": "", "e": "FR", "f": "US", "g": "DE", "h": "FR"}
+    one = WEIGHT_ONE
+    people = [
+        {"user_id": who, "segment": name, "n_events": 1, "n_items": 1, "last_event_time": when}
+        for who, name in segment_of.items()
+    ]
+    pairs = [
+        {
+            "user_id": who, "item_num": at % 3, "weight": one, "strength": one, "n_events": 1,
+            "last_event_time": when, "first_liked": when, "last_liked": when, "in_profile": True,
+        }
+        for at, who in enumerate(segment_of) if who != "g"
+    ]  # fmt: skip
+    popular = [
+        {"segment": name, "rank": 1, "item_num": item, "weight": weight * one}
+        for name, item, weight in (("", 0, 9), ("DE", 1, 2), ("FR", 2, 3), ("US", 0, 1))
+    ]
+    for table, rows in ((USERS, people), (INTERACTIONS, pairs), (POPULARITY, popular)):
+        schema = table.arrow_schema(None)
+        commit(store, table, ds, [pa.Table.from_pylist(rows, schema)])
+    read = {
+        table: Dataset(store, table, str(ds)).require("it") for table in (USERS, INTERACTIONS, POPULARITY)
+    }
+    end = datetime(2026, 1, 2, tzinfo=UTC)
+    likes = read_likes(read[INTERACTIONS], 3, end, read[USERS])
+    assert likes.segment is not None  # of a, b, c, d, e, f, h: g liked nothing
+    # DE and US have one user each who likes anything; DE comes first.
+    assert likes.segment.tolist() == [1, 2, 0, 0, 1, 0, 1]
+    assert read_likes(read[INTERACTIONS], 3, end).segment is None
+    rows, counts = _by_segment(read[POPULARITY], 3)
+    assert rows == {"": 0, "DE": 1, "FR": 2}
+    assert counts.toarray().tolist() == [[9, 0, 0], [0, 2, 0], [0, 0, 3]]
 
 
 def test_few_likes_of_a_segment_hardly_move_it_from_everybodys() -> None:

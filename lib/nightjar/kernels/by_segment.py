@@ -5,15 +5,30 @@ relation, only that a user starts from their segment instead of their history.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from nightjar.kernels.likes import Likes
-from nightjar.kernels.signals import decay, top_entries
+from nightjar.kernels.signals import I64, decay, top_entries
 
 NAME = "popular_segment"
 PRIOR = 100.0
 """Likes of everybody that are added to those of a segment: the tastes of three people are no fashion."""
+MOST = 1000
+"""Segments with a row of their own, the largest; to users of the others applies what everybody likes."""
 TINY = 1e-12
+
+
+def rows_of(sizes: NDArray[np.number]) -> I64:
+    """The row of each segment, int64 like `sizes` (segments,): 1, 2, … for the MOST largest, ties by number,
+    and 0 for the others, for empty ones and for segment 0."""
+    own = np.asarray(sizes, np.float64).copy()
+    own[:1] = 0
+    largest = np.sort(np.argsort(-own, kind="stable")[:MOST])
+    largest = largest[own[largest] > 0]
+    found = np.zeros(len(own), np.int64)
+    found[largest] = np.arange(1, len(largest) + 1)
+    return found
 
 
 def belongs(likes: Likes) -> sparse.csr_matrix:

@@ -226,15 +226,19 @@ class Scored:
 
 
 def _by_segment(popularity: Committed, n_items: int) -> tuple[dict[str, int], sparse.csr_matrix]:
-    """The rows of segments, EVERYONE's the first, and in each how many users like an item, decayed."""
+    """The rows of the largest segments, EVERYONE's the first, and in each how many users like an item,
+    decayed."""
     rows = popularity.read(["segment", "item_num", "weight"])
     segments = rows["segment"].combine_chunks().dictionary_encode()
-    names = segments.dictionary.to_pylist()
     numbers = {EVERYONE: 0}
-    at = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+    named = [numbers.setdefault(name, len(numbers)) for name in segments.dictionary.to_pylist()]
+    number = np.array(named, np.int64)[segments.indices.to_numpy()]
     counts = rows["weight"].to_numpy() / WEIGHT_ONE
-    entries = counts, (at[segments.indices.to_numpy()], rows["item_num"].to_numpy())
-    return numbers, sparse.csr_matrix(entries, (len(numbers), n_items))
+    row = by_segment.rows_of(np.bincount(number, counts, minlength=len(numbers)))
+    kept = (row[number] > 0) | (number == 0)
+    entries = counts[kept], (row[number[kept]], rows["item_num"].to_numpy()[kept])
+    found = {name: int(row[at]) for name, at in numbers.items() if row[at] or not at}
+    return found, sparse.csr_matrix(entries, (len(found), n_items))
 
 
 def _gram(V: np.ndarray, scale: np.ndarray) -> np.ndarray:

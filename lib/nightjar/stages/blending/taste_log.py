@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from nightjar.config import LearnTaste
-from nightjar.kernels import taste
+from nightjar.kernels import by_segment, taste
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import Learning
 from nightjar.store import Committed
@@ -58,8 +58,12 @@ class Segments:
         self._codes.append(np.array(numbers, np.int64)[found.indices.to_numpy()])
 
     def codes(self) -> np.ndarray | None:
-        """(n_users,) int64, or None where nobody belongs to any."""
-        return np.concatenate(self._codes) if len(self._numbers) > 1 else None
+        """(n_users,) int64, those of the largest segments alone; None where nobody belongs to any."""
+        if len(self._numbers) < 2:
+            return None
+        found = np.concatenate(self._codes)
+        rows = by_segment.rows_of(np.bincount(found, minlength=len(self._numbers)))
+        return np.asarray(rows[found])
 
 
 def _codes(user_ids: pa.ChunkedArray) -> np.ndarray:
