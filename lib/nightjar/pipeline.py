@@ -92,11 +92,8 @@ FIT_BLEND = Stage(
     "ray",
     reads=(ITEM_EMBEDDINGS, INTERACTIONS, USERS, NEIGHBOURS),
     writes=(BLEND, ITEM_SIGNALS),
-    also=(
-        "weigh_events",
-        "learn_taste",
-        "retrieve",
-    ),  # popular; how relations are learnt; seen
+    # What is popular in a segment; how relations are learnt; whether seen items count.
+    also=("weigh_events", "learn_taste", "retrieve"),
     version=4,
 )
 AGGREGATE_USERS = Stage(

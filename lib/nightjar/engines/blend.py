@@ -87,11 +87,10 @@ def blend(
         np.full(asked.shape, -np.inf, np.float32),
         np.zeros((q, n_sources)),
     )
-    stack, rows = with_.stack, with_.by_segment
-    member = belongs >= 0
+    stack, rows, member = with_.stack, with_.by_segment, belongs >= 0
     _blend(
         (stack.indptr, stack.item_nums, stack.scores),
-        (rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data.astype(np.float32)),
+        (rows.indptr.astype(np.int64), rows.indices.astype(np.int32, copy=False), rows.data),
         (with_.weights, with_.popularity, with_.cold, with_.starts, segments.astype(np.int64)),
         (with_.fresh, with_.popular, with_.by_popularity, with_.available),
         (history[0].astype(np.int64), history[1].astype(np.int64), x),

@@ -60,9 +60,9 @@ def scores(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     counts: (segments, n_items) of decayed users, row 0 those of everybody, which also serves users of no
     segment.
     """
-    everyone, own = counts[:1].astype(np.float64), counts.astype(np.float64).tolil()
-    own[0] = 0
+    n_segments, everyone = counts.shape[0], counts[:1].astype(np.float64)
+    own = sparse.diags((np.arange(n_segments) > 0).astype(np.float64)) @ counts
     share = everyone * (PRIOR / max(float(everyone.sum()), TINY))
-    found = (own.tocsr() + sparse.csr_matrix(np.ones((counts.shape[0], 1))) @ share).tocsr()
+    found = (own + sparse.csr_matrix(np.ones((n_segments, 1))) @ share).tocsr()
     found.sort_indices()
     return found.astype(np.float32)

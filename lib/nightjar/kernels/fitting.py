@@ -90,12 +90,15 @@ def hold_back(likes: Likes, window_days: float, how: Fit) -> HeldBack:
     warm = np.asarray(liked.sum(axis=0)).ravel() > 0
     has_history = np.diff(liked.indptr) > 0
     truth = later.kept(warm[later.item] & has_history[later.user]).matrix()
-    users = np.flatnonzero(np.diff(truth.indptr))
-    if len(users) > how.users:
-        users = np.sort(np.random.default_rng(how.seed).choice(users, how.users, replace=False))
+    users = drawn(np.flatnonzero(np.diff(truth.indptr)), how.users, np.random.default_rng(how.seed))
     cold = sparse.csr_matrix(np.broadcast_to(~warm, (len(users), len(warm))).astype(np.float32))
     barred = liked[users] + cold if how.exclude_seen else cold
     return HeldBack(known, users, truth[users], barred.tocsr())
+
+
+def drawn(users: I64, most: int, rng: np.random.Generator) -> I64:
+    """At most so many of these users, ascending."""
+    return users if len(users) <= most else np.sort(rng.choice(users, most, replace=False))
 
 
 def half_lives(days: tuple[float, ...], span_days: float) -> tuple[float, ...]:
@@ -162,27 +165,35 @@ def fit(
 
     recencies = [days for days in half_lives(RECENCY_DAYS, span) if days != start.recency_days]
     tried = [start, *(replace(start, recency_days=days) for days in recencies)]
-    at, recipe = fusion.fit([pool(one) for one in tried], start.recipe, K, how.doubt)
-    chosen = _longest_recency(replace(tried[at], recipe=recipe), half_lives(LONGER_DAYS, span), pool, how)
+    pools = [pool(one) for one in tried]
+    at, recipe = fusion.fit(pools, start.recipe, K, how.doubt)
+    begun, pools = (replace(tried[at], recipe=recipe), pools[at]), []  # the other pools are let go
+    chosen, mine = _longest_recency(begun, half_lives(LONGER_DAYS, span), pool, how)
     histories = {*half_lives(HISTORY_DAYS, span), start.history_days or np.inf, np.inf}
     lives = [days if days < np.inf else None for days in sorted(histories)]
-    pools = [pool(replace(chosen, history_days=days)) for days in lives]
+    pools = [
+        mine if days == chosen.history_days else pool(replace(chosen, history_days=days)) for days in lives
+    ]
     at = _last_undecided([fusion.quality(one, chosen.recipe, K) for one in pools])
     recipe = fusion.fit_halves(pools[at], start.recipe, K, how.doubt, seed=how.seed, threads=how.threads)
     return _by_activity(replace(chosen, history_days=lives[at], recipe=recipe), held, pools[at], how)
 
 
+Pooled = tuple[Chosen, fusion.Pool]
+
+
 def _longest_recency(
-    chosen: Chosen, recencies: tuple[float, ...], pool: Callable[[Chosen], fusion.Pool], how: Fit
-) -> Chosen:
+    begun: Pooled, recencies: tuple[float, ...], pool: Callable[[Chosen], fusion.Pool], how: Fit
+) -> Pooled:
     """With the longest half-life of recency, from the one chosen on, that is not worse beyond doubt."""
-    tried, values = [chosen], [fusion.quality(pool(chosen), chosen.recipe, K)]
+    chosen = begun[0]
+    tried, values = [begun], [fusion.quality(begun[1], chosen.recipe, K)]
     for days in recencies:
         if days > chosen.recency_days:
             longer = replace(chosen, recency_days=days)
             mine = pool(longer)
             _, recipe = fusion.fit([mine], chosen.recipe, K, how.doubt)
-            tried.append(replace(longer, recipe=recipe))
+            tried.append((replace(longer, recipe=recipe), mine))
             values.append(fusion.quality(mine, recipe, K))
             if _last_undecided(values) < len(values) - 1:
                 break

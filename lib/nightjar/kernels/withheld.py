@@ -44,9 +44,7 @@ def withhold(likes: Likes, share: float, how: fitting.Fit) -> Withheld:
     known = likes.kept(~cold[likes.item])
     has_history = np.bincount(known.user, minlength=likes.n_users) > 0
     truth = likes.kept(cold[likes.item] & has_history[likes.user]).matrix()[:, cold].tocsr()
-    users = np.flatnonzero(np.diff(truth.indptr))
-    if len(users) > how.users:
-        users = np.sort(rng.choice(users, how.users, replace=False))
+    users = fitting.drawn(np.flatnonzero(np.diff(truth.indptr)), how.users, rng)
     return Withheld(known, cold, users, truth[users])
 
 
