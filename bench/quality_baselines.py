@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from bench.quality_data import Split
-from nightjar.kernels import taste
+from nightjar.kernels import als, taste
 from nightjar.kernels.signals import (
     Neighbourhood,
     co_occurrence,
+    cosine_neighbours,
     decay,
     ease,
-    text_neighbours,
     top_entries,
 )
 
@@ -78,58 +78,24 @@ def smoothed_knn(split: Split, V: F32, power: float) -> Scorer:
     """Text vectors bent towards their co-occurrence neighbours, then kNN: the strongest
     single method on sparse logs with telling texts."""
     near = taste.propagate(V, (split.liked[rows] for rows in taste.blocks(split.liked.shape[0])))
-    return relation(text_neighbours(taste.smooth(V, near, 1.0), 200, power))
+    return relation(cosine_neighbours(taste.smooth(V, near, 1.0), 200, power))
 
 
-def implicit_als(split: Split, n_factors: int, alpha: float, ridge: float, n_sweeps: int = 8) -> Scorer:
-    """Weighted matrix factorisation of implicit feedback (Hu, Koren & Volinsky 2008), solved by conjugate
-    gradients (Takács et al. 2011); a history is folded in by the same solver."""
-    _, items = als_factors(split.liked, n_factors, alpha, ridge, n_sweeps)
+def implicit_als(split: Split, n_factors: int, alpha: float, ridge: float) -> Scorer:
+    """Weighted matrix factorisation of implicit feedback; a history is folded in by the same solver."""
+    how = als.Factorisation(n_factors, alpha, ridge)
+    return folded(items := als.item_factors(split.liked, how), items, how)
+
+
+def folded(items: F32, proposed: F32, how: als.Factorisation) -> Scorer:
+    """Users by their likes in the factors `items`, their products with the factors `proposed`."""
 
     def score(history: sparse.csr_matrix) -> NDArray[np.floating]:
-        users = np.zeros((history.shape[0], n_factors), np.float32)
         pattern = (history > 0).astype(np.float32)
-        for _ in range(4):
-            users = _solve(pattern, items, users, alpha, ridge)
-        return users @ items.T
+        nothing = np.zeros((history.shape[0], items.shape[1]), np.float32)
+        return als.solve(pattern, items, nothing, how, n_steps=12) @ proposed.T
 
     return score
-
-
-def als_factors(
-    X: sparse.csr_matrix, n_factors: int, alpha: float, ridge: float, n_sweeps: int
-) -> tuple[F32, F32]:
-    rng = np.random.default_rng(0)
-    users = (rng.standard_normal((X.shape[0], n_factors)) * 0.01).astype(np.float32)
-    items = (rng.standard_normal((X.shape[1], n_factors)) * 0.01).astype(np.float32)
-    by_item = X.T.tocsr()
-    for _ in range(n_sweeps):
-        users = _solve(X, items, users, alpha, ridge)
-        items = _solve(by_item, users, items, alpha, ridge)
-    return users, items
-
-
-def _solve(X: sparse.csr_matrix, fixed: F32, start: F32, alpha: float, ridge: float, n_steps: int = 3) -> F32:
-    """A few conjugate gradient steps for all rows of X at once; confidence 1 + alpha on each entry."""
-    gram = fixed.T @ fixed + ridge * np.eye(fixed.shape[1], dtype=np.float32)
-    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-
-    def apply(vectors: F32) -> F32:
-        inner = np.einsum("ij,ij->i", vectors[rows], fixed[X.indices])
-        return vectors @ gram + sparse.csr_matrix((alpha * inner, X.indices, X.indptr), X.shape) @ fixed
-
-    found = start.copy()
-    rest = (1 + alpha) * (X @ fixed) - apply(found)
-    towards, size = rest.copy(), np.einsum("ij,ij->i", rest, rest)
-    for _ in range(n_steps):
-        image = apply(towards)
-        step = size / np.maximum(np.einsum("ij,ij->i", towards, image), 1e-12)
-        found += step[:, None] * towards
-        rest -= step[:, None] * image
-        new = np.einsum("ij,ij->i", rest, rest)
-        towards = rest + (new / np.maximum(size, 1e-12))[:, None] * towards
-        size = new
-    return found
 
 
 def text_profile(V: F32) -> Scorer:
@@ -138,7 +104,7 @@ def text_profile(V: F32) -> Scorer:
 
 
 def text_knn(V: F32, n_neighbours: int, power: float) -> Scorer:
-    return relation(text_neighbours(V, n_neighbours, power))
+    return relation(cosine_neighbours(V, n_neighbours, power))
 
 
 def bm25(texts: tuple[str, ...], n_neighbours: int = 400, k1: float = 1.2, b: float = 0.75) -> Scorer:
@@ -182,18 +148,9 @@ def linear_map(split: Split, V: F32, ridge: float) -> Scorer:
     return lambda history: np.asarray((history @ V) @ W @ V.T)
 
 
-def als_from_text(split: Split, V: F32, n_factors: int, alpha: float, ridge: float) -> Scorer:
+def als_from_text(split: Split, V: F32, n_factors: int, alpha: float, text_ridge: float) -> Scorer:
     """ALS whose factors of all items are a ridge regression from text: the usual answer to cold items."""
-    _, items = als_factors(split.liked, n_factors, alpha, 10.0, 12)
-    warm = V[split.warm].astype(np.float64)
-    W = np.linalg.solve(warm.T @ warm + ridge * np.eye(V.shape[1]), warm.T @ items[split.warm])
-    mapped = (V @ W).astype(np.float32)
-
-    def score(history: sparse.csr_matrix) -> NDArray[np.floating]:
-        users = np.zeros((history.shape[0], n_factors), np.float32)
-        pattern = (history > 0).astype(np.float32)
-        for _ in range(4):
-            users = _solve(pattern, items, users, alpha, 10.0)
-        return users @ mapped.T
-
-    return score
+    how = als.Factorisation(n_factors, alpha, 10.0, sweeps=12)
+    items = als.item_factors(split.liked, how)
+    mapped = als.from_text(items, V, split.warm, text_ridge)
+    return folded(items, mapped, how)

@@ -31,7 +31,7 @@ F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 CODE: tuple[ModuleType | Callable[..., Any], ...] = (
     quality_baselines,
     signals.co_occurrence,
-    signals.text_neighbours,
+    signals.cosine_neighbours,
     signals.ease,
 )
 """Whose source decides what a single method comes to."""

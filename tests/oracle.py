@@ -1,4 +1,8 @@
-"""The night again from clean events on, slow and obvious: plain loops and float64, no code of the stages."""
+"""The night again from clean events on, slow and obvious: plain loops and float64, no code of the stages.
+
+Factors of ALS alone are the kernel's: sweeps that end before they settle cannot be had another way, and
+test_als.py holds each to the normal equations.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from nightjar.config import NightConfig
+from nightjar.kernels.als import Factorisation, item_factors
 
 ONE = 2**20
 
@@ -155,6 +161,7 @@ class Blend:
             "text": cosines(whitened(config, E)) ** params.text_power,
             "smoothed_text": cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power,
             "followers": followers({key: first[key] for key in positive}, n, num),
+            "als": cosines(factors(config, X, whitened(config, E))),
             "ease": np.zeros((n, n)),
         }
         near = np.where(ever > 0, self.relations["text"], 0)
@@ -231,6 +238,18 @@ def followers(liked: Mapping[tuple[str, str], datetime], n: int, num: Mapping[st
                 counts[other, item] += (1 / distance) if later == when else 0
     out, into = counts.sum(axis=1), counts.sum(axis=0)
     return counts / (np.sqrt(out[:, None] * into) + 0.3 * out[out > 0].mean())
+
+
+def factors(config: NightConfig, X: np.ndarray, V: np.ndarray) -> np.ndarray:
+    """Unit rows, near where ALS factors are alike; those of items nobody liked come from their texts."""
+    params = config.learn_taste
+    how = Factorisation(params.als_factors, params.als_confidence, params.als_ridge, params.als_sweeps)
+    Y = item_factors(sparse.csr_matrix(X.astype(np.float32)), how).astype(np.float64)
+    known = X.any(axis=0)
+    mapping = np.linalg.inv(V[known].T @ V[known] + params.als_text_ridge * np.eye(V.shape[1]))
+    Y[~known] = V[~known] @ mapping @ V[known].T @ Y[known]
+    W = np.linalg.inv(Y.T @ Y + params.als_ridge * np.eye(Y.shape[1]))
+    return unit(Y @ np.linalg.cholesky(W))
 
 
 def cosines(V: np.ndarray) -> np.ndarray:

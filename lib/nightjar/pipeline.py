@@ -85,7 +85,7 @@ LEARN_TASTE = Stage(
     "ray",
     reads=(ITEM_TEXT, ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, INTERACTIONS),
     writes=(ITEM_VECTORS, NEIGHBOURS, QUERY_VECTORS),
-    version=3,
+    version=4,
 )
 FIT_BLEND = Stage(
     "fit_blend",
@@ -94,7 +94,7 @@ FIT_BLEND = Stage(
     writes=(BLEND, ITEM_SIGNALS),
     # What is popular in a segment; how relations are learnt; whether seen items count.
     also=("weigh_events", "learn_taste", "retrieve"),
-    version=4,
+    version=5,
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",

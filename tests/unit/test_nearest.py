@@ -17,8 +17,8 @@ def unit(n: int, d: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("n", "m"), [(1, 5), (2, 5), (7, 3), (300, 20), (9000, 4)])
 def test_the_relation_is_that_of_the_plain_product(n: int, m: int, threads: int) -> None:
     V = unit(n, 24)
-    ours = signals.text_neighbours(V, m, 2.0, lambda rows, k: nearest_items(rows, k, threads))
-    plain = signals.text_neighbours(V, m, 2.0)
+    ours = signals.cosine_neighbours(V, m, 2.0, lambda rows, k: nearest_items(rows, k, threads))
+    plain = signals.cosine_neighbours(V, m, 2.0)
     assert ours.shape == plain.shape
     assert (np.diff(ours.indptr) <= m).all()
     assert np.array_equal(ours.indptr, plain.indptr)

@@ -70,13 +70,13 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     X, V = log(1, 40, 23), unit(1, 23, 5)
     made = [
         signals.co_occurrence(X, Neighbourhood(4)),
-        signals.text_neighbours(V, 4, 2.0),
+        signals.cosine_neighbours(V, 4, 2.0),
         signals.ease(X, 5.0, 4),
     ]
     monkeypatch.setattr(signals, "BLOCK", 7)
     again = [
         signals.co_occurrence(X, Neighbourhood(4)),
-        signals.text_neighbours(V, 4, 2.0),
+        signals.cosine_neighbours(V, 4, 2.0),
         signals.ease(X, 5.0, 4),
     ]
     for one, other in zip(made, again, strict=True):
@@ -96,12 +96,12 @@ def test_text_neighbours_are_the_nearest(seed: int, m: int, power: float) -> Non
     cosines = np.maximum(V @ V.T, 0)
     np.fill_diagonal(cosines, 0)
     wanted = cut(cosines, m).astype(np.float64) ** power
-    assert np.allclose(signals.text_neighbours(V, m, power).toarray(), wanted, atol=1e-5)
+    assert np.allclose(signals.cosine_neighbours(V, m, power).toarray(), wanted, atol=1e-5)
 
 
 def test_ties_go_to_the_lower_number() -> None:
     V = np.tile(np.array([[1.0, 0.0]], np.float32), (6, 1))
-    found = signals.text_neighbours(V, 2, 3.0)
+    found = signals.cosine_neighbours(V, 2, 3.0)
     assert [sorted(row) for row in np.split(found.indices, found.indptr[1:-1])] == [
         [1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1],
     ]  # fmt: skip

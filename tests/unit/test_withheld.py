@@ -62,12 +62,13 @@ def test_relations_tell_nothing_of_who_likes_a_withheld_item(seed: int) -> None:
     rng = np.random.default_rng(seed)
     V = unit(rng.standard_normal((N_ITEMS, 8)))
     likes = random_likes(seed)
-    cold = withheld.withhold(likes, 0.2, Fit()).cold
+    held = withheld.withhold(likes, 0.2, Fit())
+    cold = held.cold
     text = relations.from_text(V, HOW)
     seen = []
     for log in (likes, renamed(likes, cold)):
-        learnt = {"text": text, **relations.from_behaviour(log, V, text, HOW)}
-        found = withheld.without(learnt, cold, V, HOW)
+        learnt = {"text": text, **relations.from_behaviour(log, V, V, text, HOW)}
+        found = withheld.without(learnt, held, V, V, HOW)
         assert list(found) == list(learnt)
         # EASE of warm pairs inverts the Gram of all items; what counts is how withheld ones are found.
         seen.append({name: one[~cold][:, cold].toarray() for name, one in found.items()})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import sparse
 
-from nightjar.kernels import signals
+from nightjar.kernels import als, signals
 from nightjar.kernels.followers import followers
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.signals import F32, I64
@@ -21,7 +21,8 @@ FROM_NEWEST = ("followers",)
 class Learning:
     """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
     more than many far ones. ease_items: as many of the most liked items have EASE among them, which inverts a
-    matrix of that size; ease_ridge in users, ease_neighbours kept for each item."""
+    matrix of that size; ease_ridge in users, ease_neighbours kept for each item. als: how its factors are
+    found, of 0 there are none."""
 
     n_neighbours: int = 200
     text_power: float = 2.0
@@ -29,26 +30,28 @@ class Learning:
     ease_items: int = 8192
     ease_ridge: float = 200.0
     ease_neighbours: int = 400
+    als: als.Factorisation = field(default_factory=als.Factorisation)
 
 
 def from_text(V: F32, how: Learning, nearest: signals.Nearest | None = None) -> sparse.csr_matrix:
     """The relation of the texts alone; V: (n_items, d) float32 whitened unit vectors."""
-    return signals.text_neighbours(V, how.n_neighbours, how.text_power, nearest)
+    return signals.cosine_neighbours(V, how.n_neighbours, how.text_power, nearest)
 
 
 def from_behaviour(
     likes: Likes,
+    V: F32,
     smoothed: F32,
     text: sparse.csr_matrix,
     how: Learning,
     nearest: signals.Nearest | None = None,
     threads: int = 1,
 ) -> dict[str, sparse.csr_matrix]:
-    """The relations that a log teaches, by name; `ease` unless nothing was liked or no item may have it.
+    """The relations that a log teaches, by name; `als` and `ease` unless nothing was liked or none is wanted.
 
-    smoothed: (n_items, d) float32 unit vectors bent by the same log; text: the relation of the texts, by
-    which items that nobody liked yet borrow their co-occurrence; nearest: how neighbours are found; threads:
-    relations learnt side by side, each by a BLAS of one thread or not as the process has it.
+    V: (n_items, d) float32 unit vectors of the texts; smoothed: the same bent by the log; text: the relation
+    of the texts, by which items that nobody liked yet borrow their co-occurrence; nearest: how neighbours are
+    found; threads: relations learnt side by side, each by a BLAS of one thread or not as the process has it.
     """
     liked = likes.matrix()
     m = how.n_neighbours
@@ -57,9 +60,11 @@ def from_behaviour(
         ease = pool.submit(_ease, liked, how) if liked.nnz and how.ease_items else None
         found = {
             "co_occurrence": pool.submit(_co_occurrence, liked, text, m),
-            "smoothed_text": pool.submit(signals.text_neighbours, smoothed, m, how.smoothed_power, nearest),
+            "smoothed_text": pool.submit(signals.cosine_neighbours, smoothed, m, how.smoothed_power, nearest),
             "followers": pool.submit(followers, likes, m),
         }
+        if liked.nnz and how.als.n_factors:
+            found["als"] = pool.submit(factored, liked, V, how, nearest)
         if ease is not None:
             found["ease"] = ease
         return {name: one.result() for name, one in found.items()}
@@ -69,6 +74,15 @@ def _co_occurrence(liked: sparse.csr_matrix, text: sparse.csr_matrix, m: int) ->
     together = signals.co_occurrence(liked, signals.Neighbourhood(n_neighbours=m))
     cold = np.bincount(liked.indices, minlength=liked.shape[1]) == 0
     return signals.borrowed(together, text, cold, m)
+
+
+def factored(
+    liked: sparse.csr_matrix, V: F32, how: Learning, nearest: signals.Nearest | None = None
+) -> sparse.csr_matrix:
+    """The relation of items alike in their ALS factors, which items nobody liked have from their texts."""
+    known = np.bincount(liked.indices, minlength=liked.shape[1]) > 0
+    items = als.from_text(als.item_factors(liked, how.als), V, known, how.als.text_ridge)
+    return signals.cosine_neighbours(als.alike(items, how.als.ridge), how.n_neighbours, 1.0, nearest)
 
 
 def _ease(liked: sparse.csr_matrix, how: Learning) -> sparse.csr_matrix:

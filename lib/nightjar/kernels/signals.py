@@ -83,7 +83,7 @@ Nearest = Callable[[F32, int], TopK]
 """Unit vectors (n, d) and m -> the m nearest of each row but itself, as `engines.nearest` finds them."""
 
 
-def text_neighbours(
+def cosine_neighbours(
     V: F32, n_neighbours: int, power: float, nearest: Nearest | None = None
 ) -> sparse.csr_matrix:
     """The relation relu(cos)^power to the nearest items in a space of unit vectors V (n_items, d) float32.

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from nightjar.kernels import fitting, fusion, signals
 from nightjar.kernels.likes import Likes
-from nightjar.kernels.relations import Learning
+from nightjar.kernels.relations import Learning, factored
 from nightjar.kernels.signals import F32, I64
 
 TINY = 1e-12
@@ -50,16 +50,19 @@ def withhold(likes: Likes, share: float, how: fitting.Fit) -> Withheld:
 
 def without(
     relations: Mapping[str, sparse.csr_matrix],
-    cold: NDArray[np.bool_],
+    held: Withheld,
+    V: F32,
     smoothed: F32,
     how: Learning,
     nearest: signals.Nearest | None = None,
 ) -> dict[str, sparse.csr_matrix]:
-    """Relations as they would be had nobody liked the items `cold`, nearly: none is learnt anew from the log.
+    """Relations as they would be had nobody liked the withheld items, nearly: of those that a log teaches ALS
+    alone is learnt anew.
 
-    smoothed: (n_items, d) float32, items bent by what is left of the log. Texts stay; co-occurrence is
-    borrowed; what else behaviour taught (order, EASE) knows nothing of such items.
+    V: (n_items, d) float32, the texts; smoothed: the same bent by what is left of the log. Texts stay;
+    co-occurrence is borrowed; what else behaviour taught (order, EASE) knows nothing of such items.
     """
+    cold = held.cold
     warm_only = sparse.diags((~cold).astype(np.float32))
     text = relations["text"]
     found: dict[str, sparse.csr_matrix] = {}
@@ -68,7 +71,9 @@ def without(
             found[name] = text
         elif name == "smoothed_text":
             m, power = how.n_neighbours, how.smoothed_power
-            found[name] = signals.text_neighbours(smoothed, m, power, nearest)
+            found[name] = signals.cosine_neighbours(smoothed, m, power, nearest)
+        elif name == "als":
+            found[name] = factored(held.known.matrix(), V, how, nearest)
         else:
             found[name] = (relation @ warm_only).tocsr()
             found[name].eliminate_zeros()

@@ -140,7 +140,7 @@ class FitWork:
             text = stack.matrices()["text"]
             bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
             how_learnt, nearest = learning(work.taste), partial(nearest_items, threads=work.threads)
-            learnt = relations.from_behaviour(held.known, bent, text, how_learnt, nearest, work.threads)
+            learnt = relations.from_behaviour(held.known, V, bent, text, how_learnt, nearest, work.threads)
             found = {"text": text, **learnt}
             # What one of the two logs is too large for has no weight to fit, and keeps the one it has.
             nothing = sparse.csr_matrix(text.shape, dtype=np.float32)
@@ -162,7 +162,7 @@ class FitWork:
                 return begun, len(held.users)
             bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
             how_learnt, nearest = learning(work.taste), partial(nearest_items, threads=work.threads)
-            found = withheld.without(stack.matrices(), held.cold, bent, how_learnt, nearest)
+            found = withheld.without(stack.matrices(), held, V, bent, how_learnt, nearest)
             ordered = self._with_segments(found, held.known)
             return withheld.fit(held, ordered, bent, begun, chosen, how), len(held.users)
 

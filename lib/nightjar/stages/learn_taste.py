@@ -112,7 +112,8 @@ class TasteWork:
             how = learning(params)
             nearest = partial(nearest_items, threads=work.threads)
             text = relations.from_text(V, how, nearest)
-            found = {"text": text, **relations.from_behaviour(likes, bent, text, how, nearest, work.threads)}
+            learnt = relations.from_behaviour(likes, V, bent, text, how, nearest, work.threads)
+            found = {"text": text, **learnt}
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
                 for at, (name, relation) in enumerate(found.items())

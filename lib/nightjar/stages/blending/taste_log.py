@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from nightjar.config import LearnTaste
-from nightjar.kernels import by_segment, taste
+from nightjar.kernels import als, by_segment, taste
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import Learning
 from nightjar.store import Committed
@@ -109,4 +109,11 @@ def learning(params: LearnTaste) -> Learning:
         params.ease_items,
         params.ease_ridge,
         params.ease_neighbours,
+        als.Factorisation(
+            params.als_factors,
+            params.als_confidence,
+            params.als_ridge,
+            params.als_sweeps,
+            params.als_text_ridge,
+        ),
     )
