@@ -6,8 +6,6 @@ scores.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -16,13 +14,13 @@ from scipy import sparse
 
 from bench.quality_data import Split
 from nightjar.kernels import als, taste
+from nightjar.kernels.bm25 import bm25, word_counts
 from nightjar.kernels.signals import (
     Neighbourhood,
     co_occurrence,
     cosine_neighbours,
     decay,
     ease,
-    top_entries,
 )
 
 F32 = NDArray[np.float32]
@@ -83,7 +81,7 @@ def smoothed_knn(split: Split, V: F32, power: float) -> Scorer:
 
 def implicit_als(split: Split, n_factors: int, alpha: float, ridge: float) -> Scorer:
     """Weighted matrix factorisation of implicit feedback; a history is folded in by the same solver."""
-    how = als.Factorisation(n_factors, alpha, ridge)
+    how = als.Factorisation(n_factors, alpha, ridge, sweeps=16)
     return folded(items := als.item_factors(split.liked, how), items, how)
 
 
@@ -107,35 +105,9 @@ def text_knn(V: F32, n_neighbours: int, power: float) -> Scorer:
     return relation(cosine_neighbours(V, n_neighbours, power))
 
 
-def bm25(texts: tuple[str, ...], n_neighbours: int = 400, k1: float = 1.2, b: float = 0.75) -> Scorer:
-    """BM25 (Robertson & Zaragoza 2009) of each history item's text as a query; scores are added up."""
-    words = [re.findall(r"\w+", text.lower()) for text in texts]
-    vocabulary = {word: at for at, word in enumerate(sorted({word for row in words for word in row}))}
-    counts = [Counter(row) for row in words]
-    indptr = np.r_[0, np.cumsum([len(row) for row in counts])]
-    indices = np.array([vocabulary[word] for row in counts for word in row], np.int64)
-    data = np.array([float(n) for row in counts for n in row.values()])
-    tf = sparse.csr_matrix((data, indices, indptr), (len(texts), max(len(vocabulary), 1)))
-    lengths = np.asarray(tf.sum(axis=1)).ravel()
-    n_with = np.bincount(tf.indices, minlength=tf.shape[1])
-    idf = np.log(1 + (len(texts) - n_with + 0.5) / (n_with + 0.5))
-    norm = k1 * (1 - b + b * lengths / max(lengths.mean(), 1e-9))
-    rows = np.repeat(np.arange(len(texts)), np.diff(tf.indptr))
-    weighted = tf.copy()
-    weighted.data = idf[tf.indices] * tf.data * (k1 + 1) / (tf.data + norm[rows])
-    return relation(_products(tf, weighted.T.tocsr(), n_neighbours))
-
-
-def _products(
-    queries: sparse.csr_matrix, documents: sparse.csr_matrix, n_neighbours: int
-) -> sparse.csr_matrix:
-    rows = []
-    for start in range(0, queries.shape[0], 512):
-        block = (queries[start : start + 512] @ documents).tocoo()
-        other = block.row + start != block.col
-        entries = block.row[other].astype(np.int64), block.col[other].astype(np.int64), block.data[other]
-        rows.append(top_entries(entries, block.shape, n_neighbours))
-    return sparse.vstack(rows, "csr")
+def by_words(texts: tuple[str, ...]) -> Scorer:
+    """BM25 of each history item's text as a query, all its words looked up; scores are added up."""
+    return relation(bm25(word_counts(texts), 400, len(texts), query_words=1000))
 
 
 def linear_map(split: Split, V: F32, ridge: float) -> Scorer:
@@ -150,7 +122,7 @@ def linear_map(split: Split, V: F32, ridge: float) -> Scorer:
 
 def als_from_text(split: Split, V: F32, n_factors: int, alpha: float, text_ridge: float) -> Scorer:
     """ALS whose factors of all items are a ridge regression from text: the usual answer to cold items."""
-    how = als.Factorisation(n_factors, alpha, 10.0, sweeps=12)
+    how = als.Factorisation(n_factors, alpha, 10.0, sweeps=16)
     items = als.item_factors(split.liked, how)
     mapped = als.from_text(items, V, split.warm, text_ridge)
     return folded(items, mapped, how)

@@ -88,7 +88,7 @@ def singles(log: Log, V: F32) -> dict[str, list[Fit]]:
     """What a user could run instead, each with what it is tuned over."""
     return {
         "random": [lambda _: single.random(log.n_items)],
-        "BM25": [lambda _: single.bm25(log.texts)],
+        "BM25": [lambda _: single.by_words(log.texts)],
         "text mean, whitened": [lambda _: single.text_profile(V)],
         "text kNN": [lambda _, p=p: single.text_knn(V, 200, p) for p in (2.0, 4.0)],  # type: ignore[misc]
         "linear map": [lambda s, r=r: single.linear_map(s, V, r) for r in (10.0, 100.0)],  # type: ignore[misc]

@@ -49,7 +49,7 @@ def methods(log: Log, V: F32, E: F32) -> list[Method]:
 
     @cache
     def words() -> Scorer:
-        return single.bm25(log.texts)
+        return single.by_words(log.texts)
 
     @cache
     def near(power: float) -> Scorer:

@@ -7,7 +7,8 @@ test_als.py holds each to the normal equations.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -53,7 +54,9 @@ def night(
     directions = item_vectors(config, embeddings.astype(np.float64), weights, num)
     vectors = directions * norms(config, end, liked, weights, len(items), num)[:, None]
     popular = popularity(config, end, liked, weights, items, segments)
-    blend = Blend(config, end, embeddings.astype(np.float64), weights, strengths, last, liked, first, num)
+    titles = [str(item["title"]) for item in items]
+    E = embeddings.astype(np.float64)
+    blend = Blend(config, end, E, titles, weights, strengths, last, liked, first, num)
     users = sorted({e["user_id"] for e in events} | set(segments))
     lists, terms = {}, {}
     for user in users:
@@ -132,6 +135,7 @@ class Blend:
         config: NightConfig,
         end: datetime,
         E: np.ndarray,
+        texts: Sequence[str],
         weights: Mapping[tuple[str, str], int],
         strengths: Mapping[tuple[str, str], int],
         last: Mapping[tuple[str, str], datetime],
@@ -161,6 +165,7 @@ class Blend:
             "text": cosines(whitened(config, E)) ** params.text_power,
             "smoothed_text": cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power,
             "followers": followers({key: first[key] for key in positive}, n, num),
+            "bm25": bm25(texts),
             "als": cosines(factors(config, X, whitened(config, E))),
             "ease": np.zeros((n, n)),
         }
@@ -216,7 +221,7 @@ class Blend:
             return {}
         found = {item: np.zeros(len(self.fresh)) for item in profile}
         for_warm = {name: getattr(fit.weights, name) for name in parts}
-        for_cold = for_warm | {"vector": fit.weights.cold_vector}
+        for_cold = for_warm | {"vector": fit.weights.cold_vector, "bm25": fit.weights.cold_bm25}
         of_segment = fit.weights.popular_segment
         larger = (sum(for_warm.values()) + of_segment) / (sum(for_cold.values()) + of_segment)
         for name, rows in parts.items():
@@ -250,6 +255,22 @@ def factors(config: NightConfig, X: np.ndarray, V: np.ndarray) -> np.ndarray:
     Y[~known] = V[~known] @ mapping @ V[known].T @ Y[known]
     W = np.linalg.inv(Y.T @ Y + params.als_ridge * np.eye(Y.shape[1]))
     return unit(Y @ np.linalg.cholesky(W))
+
+
+def bm25(texts: Sequence[str]) -> np.ndarray:
+    """Robertson & Zaragoza 2009, each text a query to all, word by word."""
+    words = [re.findall(r"\w+", text.lower()) for text in texts]
+    n, mean = len(words), sum(map(len, words)) / len(words)
+    having = Counter(word for text in words for word in set(text))
+    idf = {word: math.log(1 + (n - df + 0.5) / (df + 0.5)) for word, df in having.items()}
+    S = np.zeros((n, n))
+    for h, asked in enumerate(words):
+        for i, text in enumerate(words):
+            for word in set(text) & set(asked):
+                tf = text.count(word)
+                weight = idf[word] * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * len(text) / mean))
+                S[h, i] += asked.count(word) * weight
+    return S
 
 
 def cosines(V: np.ndarray) -> np.ndarray:

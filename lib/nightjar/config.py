@@ -375,7 +375,10 @@ class LearnTaste(Section):
     ease_items: int = Field(8192, ge=0, description="most liked items that have EASE among them; 0: none")
     ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
     ease_neighbours: Positive = Field(400, description="kept for each item")
-    als_factors: int = Field(64, ge=0, description="of implicit ALS; 0: none")
+    bm25_items: int = Field(
+        1000, ge=0, description="words in more texts are not looked up, for items nobody liked; 0: none is"
+    )
+    als_factors: int = Field(32, ge=0, description="of implicit ALS; 0: none")
     als_confidence: float = Field(10.0, gt=0, description="what a like counts beyond a pair without one")
     als_ridge: float = Field(10.0, gt=0, description="keeps factors short, in likes")
     als_sweeps: Positive = Field(8, description="over users, then items")
@@ -395,9 +398,11 @@ class Weights(Section):
     followers: Factor = 0.5
     ease: Factor = 1.0
     als: Factor = 0.5
+    bm25: Factor = Field(0.0, description="not fitted: where somebody liked an item, its words add nothing")
     popularity: Factor = 0.3
     popular_segment: Factor = Field(0.0, description="popularity in the user's segment; a fit may raise it")
     cold_vector: Factor = Field(0.25, description="instead of vector, for items nobody liked yet")
+    cold_bm25: Factor = Field(0.5, description="instead of bm25, for items nobody liked yet")
 
 
 class FitBlend(Section):

@@ -278,9 +278,9 @@ def _schema(*fields: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) ->
     return pa.schema([pa.field(field[0], field[1], nullable=len(field) == 3) for field in fields])
 
 
-RELATIONS = ("co_occurrence", "smoothed_text", "text", "followers", "als", "ease")
-"""Who else chose it; text as behaviour bends it; text alone; what was chosen soon after; alike in
-factors of implicit ALS; the linear autoencoder of the most liked items."""
+RELATIONS = ("co_occurrence", "smoothed_text", "text", "bm25", "followers", "als", "ease")
+"""Who else chose it; text as behaviour bends it; text alone; its words; what was chosen soon
+after; alike in factors of implicit ALS; the linear autoencoder of the most liked items."""
 
 TEXT, INT, LONG, FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float32()
 VECTOR = pa.list_(pa.float32())

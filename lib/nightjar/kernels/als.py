@@ -18,7 +18,7 @@ from nightjar.kernels import taste
 from nightjar.kernels.signals import F32, F64, I64
 
 BLOCK_ENTRIES = 1 << 17
-"""Likes whose factors are gathered at once, 32 MB at 64 factors; fixed, as the rounding of a BLAS depends on
+"""Likes whose factors are gathered at once, 16 MB at 32 factors; fixed, as the rounding of a BLAS depends on
 the shape of its blocks."""
 
 TINY = 1e-12
@@ -30,7 +30,7 @@ class Factorisation:
     λ, in likes. sweeps: users, then items, so many times. text_ridge: added to the diagonal in the regression
     from text."""
 
-    n_factors: int = 64
+    n_factors: int = 32
     confidence: float = 10.0
     ridge: float = 10.0
     sweeps: int = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from nightjar.kernels import als, signals
+from nightjar.kernels.bm25 import bm25, word_counts
 from nightjar.kernels.followers import followers
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.signals import F32, I64
@@ -22,7 +24,7 @@ class Learning:
     """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
     more than many far ones. ease_items: as many of the most liked items have EASE among them, which inverts a
     matrix of that size; ease_ridge in users, ease_neighbours kept for each item. als: how its factors are
-    found, of 0 there are none."""
+    found, of 0 there are none. bm25_items: texts at most that a word is in to be looked up; 0: no word is."""
 
     n_neighbours: int = 200
     text_power: float = 2.0
@@ -31,11 +33,19 @@ class Learning:
     ease_ridge: float = 200.0
     ease_neighbours: int = 400
     als: als.Factorisation = field(default_factory=als.Factorisation)
+    bm25_items: int = 1000
 
 
 def from_text(V: F32, how: Learning, nearest: signals.Nearest | None = None) -> sparse.csr_matrix:
     """The relation of the texts alone; V: (n_items, d) float32 whitened unit vectors."""
     return signals.cosine_neighbours(V, how.n_neighbours, how.text_power, nearest)
+
+
+def from_words(texts: Iterable[str], how: Learning) -> dict[str, sparse.csr_matrix]:
+    """The relation `bm25` of the items' texts, in their order; nothing where none is wanted."""
+    if not how.bm25_items:
+        return {}
+    return {"bm25": bm25(word_counts(texts), how.n_neighbours, how.bm25_items)}
 
 
 def from_behaviour(

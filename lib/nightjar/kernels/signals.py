@@ -73,7 +73,7 @@ def co_occurrence(X: sparse.csr_matrix, how: Neighbourhood) -> sparse.csr_matrix
         h, i = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.indices.astype(np.int64)
         block.data = on_grid(block.data / (left[h + start] * right[i] + shrunk))
         block.data[h + start == i] = 0
-        kept = _longest(block, how.n_neighbours)
+        kept = longest(block, how.n_neighbours)
         entries = h[kept], i[kept], block.data[kept]
         rows.append(top_entries(entries, block.shape, how.n_neighbours))
     return sparse.vstack(rows, "csr") if rows else sparse.csr_matrix(X.shape[::-1], dtype=np.float32)
@@ -125,7 +125,7 @@ def sharpened(cosines: NDArray[np.floating], power: float) -> F64:
     return on_grid(np.maximum(cosines.astype(np.float64), 0.0) ** power)
 
 
-def _longest(rows: sparse.csr_matrix, m: int) -> NDArray[np.bool_]:
+def longest(rows: sparse.csr_matrix, m: int) -> NDArray[np.bool_]:
     """Which entries are above 0 and reach the m-th largest of their row, ties included: (nnz,) bool.
 
     A partition of each long row costs a tenth of sorting all entries of a block.
@@ -201,7 +201,7 @@ def borrowed(
     for start in range(0, S.shape[0], BLOCK):
         lent = (S[start : start + BLOCK].astype(np.float64) @ mean).tocsr()
         row = np.repeat(np.arange(lent.shape[0]), np.diff(lent.indptr))
-        other = (row + start != numbers[lent.indices]) & _longest(lent, m)
+        other = (row + start != numbers[lent.indices]) & longest(lent, m)
         entries = row[other], numbers[lent.indices[other]], on_grid(lent.data[other])
         rows.append(top_entries(entries, (lent.shape[0], S.shape[1]), m))
     out = (S + sparse.vstack(rows, "csr")).astype(np.float32).tocsr() if rows else S

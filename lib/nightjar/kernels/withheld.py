@@ -64,11 +64,11 @@ def without(
     """
     cold = held.cold
     warm_only = sparse.diags((~cold).astype(np.float32))
-    text = relations["text"]
+    text, of_texts = relations["text"], ("text", "bm25")
     found: dict[str, sparse.csr_matrix] = {}
     for name, relation in relations.items():
-        if name == "text":
-            found[name] = text
+        if name in of_texts:
+            found[name] = relation
         elif name == "smoothed_text":
             m, power = how.n_neighbours, how.smoothed_power
             found[name] = signals.cosine_neighbours(smoothed, m, power, nearest)

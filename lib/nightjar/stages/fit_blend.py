@@ -142,7 +142,7 @@ class FitWork:
             how_learnt, nearest = learning(work.taste), partial(nearest_items, threads=work.threads)
             learnt = relations.from_behaviour(held.known, V, bent, text, how_learnt, nearest, work.threads)
             found = {"text": text, **learnt}
-            # What one of the two logs is too large for has no weight to fit, and keeps the one it has.
+            # What only one of the two logs has, and words, have no weight to fit and keep the one they have.
             nothing = sparse.csr_matrix(text.shape, dtype=np.float32)
             ordered = {name: found.get(name, nothing) for name in stack.names}
             return fitting.fit(held, self._with_segments(ordered, held.known), bent, chosen, how), metrics

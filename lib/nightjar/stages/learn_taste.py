@@ -113,7 +113,7 @@ class TasteWork:
             nearest = partial(nearest_items, threads=work.threads)
             text = relations.from_text(V, how, nearest)
             learnt = relations.from_behaviour(likes, V, bent, text, how, nearest, work.threads)
-            found = {"text": text, **learnt}
+            found = {"text": text, **self._by_words(how), **learnt}
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
                 for at, (name, relation) in enumerate(found.items())
@@ -122,6 +122,10 @@ class TasteWork:
             metrics["neighbours"] = {name: relation.nnz for name, relation in found.items()}
             queries = write_query_vectors(work.queries, work.query_vectors, space)
             return Learnt(vectors, neighbours, queries, metrics)
+
+        def _by_words(self, how: relations.Learning) -> dict[str, sparse.csr_matrix]:
+            texts = self.work.text.read(["text"])["text"]
+            return relations.from_words((text.as_py() for text in texts), how)
 
         def _vectors(self, V: np.ndarray, norms: np.ndarray) -> list[FileEntry]:
             entries, row = [], 0

@@ -30,8 +30,9 @@ def start(params: FitBlend, names: tuple[str, ...]) -> Chosen:
 
 
 def cold_start(params: FitBlend, names: tuple[str, ...]) -> tuple[float, ...]:
-    """Weights of the sources for items that nobody liked yet: those a fit begins with, vectors apart."""
-    return (*(float(getattr(params.weights, name)) for name in names), params.weights.cold_vector)
+    """Weights of the sources for items that nobody liked yet: those a fit begins with, but for `cold_…`."""
+    weights = params.weights.model_dump()
+    return tuple(float(weights.get(f"cold_{name}", weights[name])) for name in (*names, VECTOR))
 
 
 def cold_weights(cold: tuple[float, ...], chosen: Recipe) -> tuple[float, ...]:

@@ -116,4 +116,5 @@ def learning(params: LearnTaste) -> Learning:
             params.als_sweeps,
             params.als_text_ridge,
         ),
+        params.bm25_items,
     )
