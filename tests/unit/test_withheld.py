@@ -7,6 +7,7 @@ import pytest
 from scipy import sparse
 
 from nightjar.kernels import fitting, fusion, relations, withheld
+from nightjar.kernels.als import Factorisation
 from nightjar.kernels.fitting import Chosen, Fit
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import Learning
@@ -75,7 +76,7 @@ def test_relations_tell_nothing_of_who_likes_a_withheld_item(seed: int) -> None:
     for name, mine in seen[0].items():
         np.testing.assert_array_equal(mine, seen[1][name], err_msg=name)
     assert not seen[0]["ease"].any() and not seen[0]["followers"].any()
-    assert seen[0]["co_occurrence"].any() and seen[0]["smoothed_text"].any()
+    assert all(seen[0][name].any() for name in ("co_occurrence", "smoothed_text", "als"))
 
 
 def planted(which: str) -> tuple[Likes, dict[str, sparse.csr_matrix], np.ndarray]:
@@ -125,3 +126,14 @@ def test_a_fit_in_doubt_leaves_the_weights() -> None:
     begun = 0.5, 2.0, 0.0
     chosen = Chosen(30.0, None, fusion.Recipe(begun, 0.3, 0.5))
     assert withheld.fit(held, nothing, V, begun, chosen, Fit()) == begun
+
+
+def test_relations_that_are_not_wanted_are_not_learnt() -> None:
+    V = unit(np.random.default_rng(0).standard_normal((N_ITEMS, 8)))
+    none = Learning(ease_items=0, als=Factorisation(n_factors=0), bm25_items=0)
+    text = relations.from_text(V, none)
+    learnt = relations.from_behaviour(random_likes(0), V, V, text, none)
+    assert set(learnt) == {"co_occurrence", "smoothed_text", "followers"}
+    assert relations.from_words(["a tie", "a tie"], none) == {}
+    nobody = random_likes(0).kept(np.zeros(len(random_likes(0)), bool))
+    assert {"als", "ease"}.isdisjoint(relations.from_behaviour(nobody, V, V, text, HOW))
