@@ -28,7 +28,8 @@ def planted(seed: int = 0) -> tuple[Log, np.ndarray]:
     time = np.sort(rng.integers(0, 200, len(user))).astype(np.float64)
     order = rng.permutation(len(user))
     E = taste.unit_rows((np.eye(16)[taste_of] + 0.4 * rng.standard_normal((N_ITEMS, 16))).astype(np.float32))
-    return Log("planted", user[order], item[order], time, tuple(f"t{i}" for i in range(N_ITEMS)), N_USERS), E
+    texts = tuple(f"taste {i % 4} kind {i % 7} t{i}" for i in range(N_ITEMS))
+    return Log("planted", user[order], item[order], time, texts, N_USERS), E
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,10 @@ def expected(ran: tuple[Night, Log, np.ndarray, np.ndarray, np.ndarray]) -> orac
         }
         for user, item, when in zip(log.user, log.item, log.time, strict=True)
     ]
-    items = [{"item_id": f"i{at:010d}", "available": bool(ok)} for at, ok in enumerate(available)]
+    items = [
+        {"item_id": f"i{at:010d}", "title": text, "available": bool(ok)}
+        for at, (text, ok) in enumerate(zip(log.texts, available, strict=True))
+    ]
     return oracle.night(night.config, night.end, events, items, E, {})
 
 
