@@ -10,6 +10,7 @@ newest of that. Appends JSON lines to bench/results.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -50,11 +51,20 @@ class Ours:
 
 
 def nightjar(
-    log: Log, E: NDArray[np.float32], test: Split, available: NDArray[np.bool_], **sections: Any
+    log: Log,
+    E: NDArray[np.float32],
+    test: Split,
+    available: NDArray[np.bool_],
+    root: Path | None = None,
+    **sections: Any,
 ) -> Ours:
-    """The default night as of the test window, or one with other `sections`; available: (n_items,) bool."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = default_config(Path(folder), **sections)
+    """The default night as of the test window, or one with other `sections`; available: (n_items,) bool.
+
+    root: where the night stays, so that another one there, with other items available, learns nothing anew.
+    """
+    with contextlib.ExitStack() as stack:
+        root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = default_config(root, **sections)
         started = time.process_time()
         night = night_of(log, float(np.quantile(log.time, TEST_FROM)), available, E, config)
         lists = lists_for(night, test.users)
@@ -80,12 +90,13 @@ def run(name: str, folder: Path | None, only: Sequence[str], parts: Sequence[str
         if not only or method.name in only:
             rows[method.name] = tuned(method, log, validation, test)
             report(method.name, *rows[method.name])
-    ours = nightjar(log, E, test, test.warm)
-    report("Nightjar", ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
-    end: dict[str, Any] = summary(log, rows, ours) if rows else {}
-    if "cold" not in parts:
-        return end
-    beside_cold_items(ours, nightjar(log, E, test, np.ones(log.n_items, bool)))
+    with tempfile.TemporaryDirectory() as root:
+        ours = nightjar(log, E, test, test.warm, Path(root))
+        report("Nightjar", ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
+        end: dict[str, Any] = summary(log, rows, ours) if rows else {}
+        if "cold" not in parts:
+            return end
+        beside_cold_items(ours, nightjar(log, E, test, np.ones(log.n_items, bool), Path(root)))
     return end | cold_table(log, E, V, TEST_FROM)
 
 

@@ -8,6 +8,7 @@ process. A test holds the lists of a real night equal to these.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -103,7 +104,8 @@ def night_of(log: Log, t0: float, available: Mask, embeddings: F32, config: Nigh
         "first_seen": no_time,
         "updated_at": no_time,
     }
-    commit(night, ITEMS, [pa.table(items)])
+    served = f"log-{hashlib.sha256(available.tobytes()).hexdigest()[:16]}"
+    commit(night, ITEMS, [pa.table(items)], served)
     named = {"item_id": ids, "item_num": nums, "text": texts, "text_hash": ids}
     named["image"] = pa.nulls(n, pa.string())
     commit(night, ITEM_TEXT, [pa.table(named)])
@@ -114,7 +116,7 @@ def night_of(log: Log, t0: float, available: Mask, embeddings: F32, config: Nigh
     pairs = Pairs.of(known, t0)
     commit(night, INTERACTIONS, [pairs.interactions(night)])
     commit(night, USERS, [pairs.users(night)])
-    commit(night, POPULARITY, [pairs.popularity(night, available)])
+    commit(night, POPULARITY, [pairs.popularity(night, available)], served)
     return night
 
 
