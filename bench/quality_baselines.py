@@ -107,7 +107,8 @@ def text_knn(V: F32, n_neighbours: int, power: float) -> Scorer:
 
 def by_words(texts: tuple[str, ...]) -> Scorer:
     """BM25 of each history item's text as a query, all its words looked up; scores are added up."""
-    return relation(bm25(word_counts(texts), 400, len(texts), query_words=1000))
+    counts = word_counts(texts)
+    return relation(bm25(counts, 400, len(texts), query_words=counts.shape[1]))
 
 
 def linear_map(split: Split, V: F32, ridge: float) -> Scorer:

@@ -21,7 +21,7 @@ from scipy import sparse
 
 from bench import quality_baselines
 from bench.quality_data import Log, Split, cache_folder
-from nightjar.kernels import signals
+from nightjar.kernels import als, bm25, signals
 from nightjar.kernels.metrics import accuracy
 from nightjar.kernels.topk import select_topk
 
@@ -30,6 +30,8 @@ K = 20
 F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 CODE: tuple[ModuleType | Callable[..., Any], ...] = (
     quality_baselines,
+    als,
+    bm25,
     signals.co_occurrence,
     signals.cosine_neighbours,
     signals.ease,

@@ -376,7 +376,9 @@ class LearnTaste(Section):
     ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
     ease_neighbours: Positive = Field(400, description="kept for each item")
     bm25_items: int = Field(
-        1000, ge=0, description="words in more texts are not looked up, for items nobody liked; 0: none is"
+        1000,
+        ge=0,
+        description="texts at most that a word is in to be looked up, for items nobody liked; 0: none is",
     )
     als_factors: int = Field(32, ge=0, description="of implicit ALS; 0: none")
     als_confidence: float = Field(10.0, gt=0, description="what a like counts beyond a pair without one")

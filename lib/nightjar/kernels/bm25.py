@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy import sparse
 
-from nightjar.kernels.signals import BLOCK, longest, on_grid, top_entries
+from nightjar.kernels.signals import BLOCK, strongest_others
 
 WORD = re.compile(r"\w+")
 K1, B = 1.2, 0.75
@@ -52,11 +52,7 @@ def bm25(
     rows = []
     for start in range(0, n_items, BLOCK):
         block = (asked[start : start + BLOCK] @ by_word).tocsr()
-        block.data = on_grid(block.data)
-        h, i = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.indices.astype(np.int64)
-        block.data[h + start == i] = 0
-        kept = longest(block, n_neighbours)
-        rows.append(top_entries((h[kept], i[kept], block.data[kept]), block.shape, n_neighbours))
+        rows.append(strongest_others(block, start, n_neighbours))
     return sparse.vstack(rows, "csr") if rows else sparse.csr_matrix((0, 0), dtype=np.float32)
 
 

@@ -15,6 +15,8 @@ from nightjar.kernels.followers import followers
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.signals import F32, I64
 
+OF_TEXTS = ("text", "bm25")
+"""Relations that no log changes."""
 FROM_NEWEST = ("followers",)
 """Relations that start from how new the items of a history are; the others from how strong and how old."""
 

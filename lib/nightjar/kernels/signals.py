@@ -63,19 +63,15 @@ def co_occurrence(X: sparse.csr_matrix, how: Neighbourhood) -> sparse.csr_matrix
     by_item = X.T.tocsr().astype(np.float64)
     weight = np.asarray(X.multiply(scaled).sum(axis=0)).ravel()
     present = weight > 0
-    # Stray multiples of the last bit would let the order of a sum decide between equals: round to a grid.
     shrunk = how.shrinkage * float(weight[present].mean()) if present.any() else 1.0
     left = np.maximum(weight, TINY) ** how.history_power
     right = np.maximum(weight, TINY) ** how.target_power
     rows = []
     for start in range(0, X.shape[1], BLOCK):
         block = (by_item[start : start + BLOCK] @ scaled).tocsr()
-        h, i = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), block.indices.astype(np.int64)
-        block.data = on_grid(block.data / (left[h + start] * right[i] + shrunk))
-        block.data[h + start == i] = 0
-        kept = longest(block, how.n_neighbours)
-        entries = h[kept], i[kept], block.data[kept]
-        rows.append(top_entries(entries, block.shape, how.n_neighbours))
+        h = np.repeat(np.arange(start, start + block.shape[0]), np.diff(block.indptr))
+        block.data = block.data / (left[h] * right[block.indices] + shrunk)
+        rows.append(strongest_others(block, start, how.n_neighbours))
     return sparse.vstack(rows, "csr") if rows else sparse.csr_matrix(X.shape[::-1], dtype=np.float32)
 
 
@@ -125,7 +121,20 @@ def sharpened(cosines: NDArray[np.floating], power: float) -> F64:
     return on_grid(np.maximum(cosines.astype(np.float64), 0.0) ** power)
 
 
-def longest(rows: sparse.csr_matrix, m: int) -> NDArray[np.bool_]:
+def strongest_others(rows: sparse.csr_matrix, start: int, m: int) -> sparse.csr_matrix:
+    """The m largest entries above 0 of each row, its own item left out, as float32 CSR; ties by column.
+
+    rows: (b, n_items) float64 CSR, of the items start, start + 1, …; its data is overwritten.
+    """
+    row, column = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)), rows.indices.astype(np.int64)
+    # Stray multiples of the last bit would let the order of a sum decide between equals: round to a grid.
+    rows.data = on_grid(rows.data)
+    rows.data[row + start == column] = 0
+    kept = _longest(rows, m)
+    return top_entries((row[kept], column[kept], rows.data[kept]), rows.shape, m)
+
+
+def _longest(rows: sparse.csr_matrix, m: int) -> NDArray[np.bool_]:
     """Which entries are above 0 and reach the m-th largest of their row, ties included: (nnz,) bool.
 
     A partition of each long row costs a tenth of sorting all entries of a block.
@@ -201,7 +210,7 @@ def borrowed(
     for start in range(0, S.shape[0], BLOCK):
         lent = (S[start : start + BLOCK].astype(np.float64) @ mean).tocsr()
         row = np.repeat(np.arange(lent.shape[0]), np.diff(lent.indptr))
-        other = (row + start != numbers[lent.indices]) & longest(lent, m)
+        other = (row + start != numbers[lent.indices]) & _longest(lent, m)
         entries = row[other], numbers[lent.indices[other]], on_grid(lent.data[other])
         rows.append(top_entries(entries, (lent.shape[0], S.shape[1]), m))
     out = (S + sparse.vstack(rows, "csr")).astype(np.float32).tocsr() if rows else S

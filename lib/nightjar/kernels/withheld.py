@@ -15,7 +15,7 @@ from scipy import sparse
 
 from nightjar.kernels import fitting, fusion, signals
 from nightjar.kernels.likes import Likes
-from nightjar.kernels.relations import Learning, factored
+from nightjar.kernels.relations import OF_TEXTS, Learning, factored
 from nightjar.kernels.signals import F32, I64
 
 TINY = 1e-12
@@ -64,10 +64,10 @@ def without(
     """
     cold = held.cold
     warm_only = sparse.diags((~cold).astype(np.float32))
-    text, of_texts = relations["text"], ("text", "bm25")
+    text = relations["text"]
     found: dict[str, sparse.csr_matrix] = {}
     for name, relation in relations.items():
-        if name in of_texts:
+        if name in OF_TEXTS:
             found[name] = relation
         elif name == "smoothed_text":
             m, power = how.n_neighbours, how.smoothed_power
