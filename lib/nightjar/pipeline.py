@@ -94,7 +94,7 @@ FIT_BLEND = Stage(
     writes=(BLEND, ITEM_SIGNALS),
     # What is popular in a segment; how relations are learnt; whether seen items count.
     also=("weigh_events", "learn_taste", "retrieve"),
-    version=5,
+    version=6,
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",

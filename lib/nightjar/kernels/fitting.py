@@ -17,8 +17,9 @@ from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.signals import F32, F64, I64
 
-K = 20
-"""Length of the lists whose nDCG and recall are fitted."""
+K = 100
+"""Length of the lists whose nDCG is fitted. Longer than what is served: of 20 places a few thousand users fill so
+few with what they chose that the fit follows chance (docs/log.md)."""
 RECENCY_DAYS = (0.5, 2.0, 7.0, 30.0, 120.0, 480.0)
 LONGER_DAYS = (0.5, 1.0, 2.0, 4.0, 7.0, 14.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Half-lives of recency tried after the best of RECENCY_DAYS, from there on."""

@@ -302,7 +302,7 @@ def _stacked(parts: Sequence[Pool], n_relations: int) -> Pool:
 
 
 def quality(pool: Pool, recipe: Recipe, k: int) -> F64:
-    """(nDCG@k + Recall@k) / 2 of each pooled user, (q,) float64; ties go to the lower item number."""
+    """nDCG@k of each pooled user, (q,) float64; ties go to the lower item number."""
     power = EXPONENTS.index(recipe.exponent)
     total = np.zeros(pool.item_nums.shape, np.float32)
     for weight, value, norm in zip(recipe.weights, pool.values, pool.norms, strict=True):
@@ -320,7 +320,7 @@ def quality(pool: Pool, recipe: Recipe, k: int) -> F64:
     hit = pool.hit[rows, np.take_along_axis(best, order, axis=1)]
     discount = 1.0 / np.log2(np.arange(2, k + 2))
     ideal = np.cumsum(discount)[np.minimum(pool.n_truth, k) - 1]
-    found: F64 = ((hit * discount[:width]).sum(axis=1) / ideal + hit.sum(axis=1) / pool.n_truth) / 2
+    found: F64 = (hit * discount[:width]).sum(axis=1) / ideal
     return found
 
 
