@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bench import machine
 from bench.quality_cold import cold_table
-from bench.quality_data import Log, Split, embeddings, read_log, split
+from bench.quality_data import Log, Split, embeddings, read_log, split, with_new_items
 from bench.quality_measure import Measured, held_against
 from bench.quality_night import default_config, lists_for, night_of
 from bench.quality_trials import methods, tuned
@@ -45,6 +45,7 @@ Row = tuple[dict[str, Any], Measured]
 class Ours:
     """Nightjar's lists held against the truth; chosen: the blend; cpu_seconds: of the stages."""
 
+    lists: NDArray[np.int64]
     found: Measured
     chosen: Metrics
     cpu_seconds: float
@@ -66,11 +67,16 @@ def nightjar(
         root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = default_config(root, **sections)
         started = time.process_time()
-        night = night_of(log, float(np.quantile(log.time, TEST_FROM)), available, E, config)
+        night = night_of(log, t0_of(log), available, E, config)
         lists = lists_for(night, test.users)
         spent = time.process_time() - started
         chosen = night.dataset(BLEND).require("fit_blend").manifest.metrics
-    return Ours(held_against(test, lists), dict(chosen), spent)
+    return Ours(lists, held_against(test, lists), dict(chosen), spent)
+
+
+def t0_of(log: Log) -> float:
+    """Where the test window begins, in days."""
+    return float(np.quantile(log.time, TEST_FROM))
 
 
 def run(name: str, folder: Path | None, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
@@ -96,17 +102,26 @@ def run(name: str, folder: Path | None, only: Sequence[str], parts: Sequence[str
         end: dict[str, Any] = summary(log, rows, ours) if rows else {}
         if "cold" not in parts:
             return end
-        beside_cold_items(ours, nightjar(log, E, test, np.ones(log.n_items, bool), Path(root)))
+        everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
+        beside_cold_items(ours, everything, with_new_items(log, test, t0_of(log)))
     return end | cold_table(log, E, V, TEST_FROM)
 
 
-def beside_cold_items(ours: Ours, everything: Ours) -> None:
-    """Prints what warm truth loses where items that nobody chose yet may take places in the lists."""
-    gap = paired_difference(everything.found.ndcg, ours.found.ndcg, RESAMPLES, 0)
-    print(
-        f"cold items available too: N@20 of warm items {everything.found.ndcg.mean():.4f}, "
-        f"difference {gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]",
-        flush=True,
+def beside_cold_items(ours: Ours, everything: Ours, whole: Split) -> None:
+    """Prints what users lose and gain where items that nobody chose yet may take places in their lists.
+
+    whole: the same users, whose truth has such items too.
+    """
+    print(f"cold items available too: {_changed(ours.found, everything.found)} of warm items", flush=True)
+    both = (held_against(whole, one.lists) for one in (ours, everything))
+    print(f"cold items available too: {_changed(*both)} of all items", flush=True)
+
+
+def _changed(before: Measured, after: Measured) -> str:
+    gap = paired_difference(after.ndcg, before.ndcg, RESAMPLES, 0)
+    return (
+        f"N@20 {before.ndcg.mean():.4f} -> {after.ndcg.mean():.4f}, "
+        f"difference {gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
     )
 
 

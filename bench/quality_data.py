@@ -177,17 +177,28 @@ def split(log: Log, before: float, until: float, max_users: int) -> Split:
     """
     t0 = np.quantile(log.time, before)
     t1 = np.quantile(log.time, until) if until < 1 else np.inf
-    past, future = log.time < t0, (log.time >= t0) & (log.time < t1)
-    liked, ages = pairs(log, past, float(t0))
-    keys = log.user * log.n_items + log.item
-    new = np.setdiff1d(keys[future], keys[past])
-    user, item = new // log.n_items, new % log.n_items
+    liked, ages = pairs(log, log.time < t0, float(t0))
+    user, item = newly_chosen(log, t0, t1)
     warm = np.asarray(liked.sum(axis=0)).ravel() > 0
     known = np.diff(liked.indptr) > 0
     kept = warm[item] & known[user]
     return evaluated(
         Split(liked, ages, np.zeros(0, np.int64), liked[:0], warm), user[kept], item[kept], max_users
     )
+
+
+def newly_chosen(log: Log, t0: float, t1: float = np.inf) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Users and items of the pairs first seen from t0 on and before t1."""
+    keys = log.user * log.n_items + log.item
+    new = np.setdiff1d(keys[(log.time >= t0) & (log.time < t1)], keys[log.time < t0])
+    return new // log.n_items, new % log.n_items
+
+
+def with_new_items(log: Log, held: Split, t0: float) -> Split:
+    """The same users, whose truth has items that nobody chose before t0 too."""
+    user, item = newly_chosen(log, t0)
+    mine = np.isin(user, held.users)
+    return evaluated(held, user[mine], item[mine], len(held.users))
 
 
 def evaluated(base: Split, user: NDArray[np.int64], item: NDArray[np.int64], max_users: int) -> Split:
