@@ -79,9 +79,8 @@ def t0_of(log: Log) -> float:
     return float(np.quantile(log.time, TEST_FROM))
 
 
-def run(name: str, folder: Path | None, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
+def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
     """The whole table for one data set; returns what the last line prints."""
-    log = read_log(name, folder)
     E = embeddings(log)
     V = taste.whiten(E, taste.fit_whitening(E, 1.0, 0.05))
     validation = split(log, TUNED_FROM, TEST_FROM, TUNING_USERS)
@@ -199,8 +198,13 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", default=["cold"], help="tables beside the warm one; default: cold"
     )
+    parser.add_argument("--until", type=float, default=1.0, help="quantile of time at which the log ends")
+    parser.add_argument(
+        "--own-clocks", action="store_true", help="everybody's events spread over the same year: no fashion"
+    )
     args = parser.parse_args()
-    end = run(args.data, args.folder, args.only, args.parts)
+    log = read_log(args.data, args.folder, args.until, args.own_clocks)
+    end = run(log, args.only, args.parts)
     if {"lift", "cold_recall20"} <= set(end):
         print(
             f"bench quality: ndcg20={end['ndcg20']:.4f} best_single={end['best_single'].replace(' ', '_')} "

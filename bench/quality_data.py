@@ -61,9 +61,13 @@ class Split:
     warm: NDArray[np.bool_]
 
 
-def read_log(name: str, folder: Path | None = None) -> Log:
+def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_clocks: bool = False) -> Log:
     """The log called `name` in the data folder, or of a folder with interactions.parquet and
     items.parquet.
+
+    until: the quantile of time at which it ends, for other windows of the same log. own_clocks: everybody's
+    events are spread over the same year, so that a window of time is the newest share of every history and
+    fashion is gone: the split that papers make.
     """
     root = folder or Path(os.environ.get("NIGHTJAR_DATA", "../shared/data"))
     path = Path(name)
@@ -76,6 +80,10 @@ def read_log(name: str, folder: Path | None = None) -> Log:
             f"{name}: no data set of that name and no folder with interactions.parquet; set "
             "NIGHTJAR_DATA to the folder that holds " + ", ".join(READERS)
         )
+    if own_clocks:
+        frame["time"] = _own_clocks(frame)
+    if until < 1:
+        frame = frame[frame["time"] < frame["time"].quantile(until)]
     frame = frame[frame.groupby("item")["time"].transform("size") >= MIN_EVENTS]
     frame = frame.sort_values(["time", "user", "item"], kind="stable")
     user, users = pd.factorize(frame["user"], sort=True)
@@ -84,13 +92,21 @@ def read_log(name: str, folder: Path | None = None) -> Log:
     counted = counted.sort_values(["item", "n", "text"], ascending=[True, False, True])
     texts = counted.drop_duplicates("item").set_index("item")["text"].reindex(items)
     return Log(
-        path.name,
+        path.name + (f"-{until:g}" if until < 1 else "") + ("-own-clocks" if own_clocks else ""),
         user.astype(np.int64),
         item.astype(np.int64),
         frame["time"].to_numpy(np.float64),
         tuple(texts),
         len(users),
     )
+
+
+def _own_clocks(frame: pd.DataFrame) -> pd.Series:
+    """Days, from the place of an event among its user's; equal places a little apart, by chance."""
+    ordered = frame.sort_values(["user", "time", "item"], kind="stable")
+    of_user = ordered.groupby("user")
+    share = (of_user.cumcount() + 0.5) / of_user["time"].transform("size")
+    return share * 365 + np.random.default_rng(0).random(len(share)) * 1e-3
 
 
 def _retail(path: Path, item: str) -> pd.DataFrame:

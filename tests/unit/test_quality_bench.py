@@ -6,9 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from bench.quality_data import Log
+from bench.quality_data import MIN_EVENTS, Log, read_log
 from bench.quality_night import Pairs, default_config, lists_for, night_of
 from nightjar.kernels import taste
 from nightjar.stage import Night
@@ -90,3 +92,38 @@ def test_what_is_not_available_or_seen_comes_nowhere(
     pairs = Pairs.of(log, 200.0)
     for at, user in enumerate(np.arange(0, N_USERS, 2)):
         assert not set(lists[at]) & set(pairs.item[pairs.user == user])
+
+
+def written(folder: Path) -> Path:
+    """Twenty users who choose five to fourteen of twenty items, one a day, some beginning late."""
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"u{user}", f"i{item}", 86_400.0 * (user * 3 + day))
+        for user in range(20)
+        for day, item in enumerate(rng.permutation(20)[: 5 + user % 10])
+    ]
+    user, item, ts = (list(column) for column in zip(*rows, strict=True))
+    pq.write_table(pa.table({"user_id": user, "item_id": item, "ts": ts}), folder / "interactions.parquet")
+    items = {"item_id": [f"i{n}" for n in range(20)], "text": [f"thing {n}" for n in range(20)]}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    return folder
+
+
+def test_a_log_that_ends_earlier_is_the_log_read_then(tmp_path: Path) -> None:
+    whole, early = read_log(str(written(tmp_path))), read_log(str(tmp_path), until=0.8)
+    last = early.time.max()
+    assert 0.6 * len(whole.time) < len(early.time) < 0.8 * len(whole.time) and last < whole.time.max()
+    assert np.bincount(early.item).min() >= MIN_EVENTS
+    there = set(early.texts)
+    kept = [n for n, at in enumerate(whole.item) if whole.time[n] <= last and whole.texts[at] in there]
+    assert [whole.texts[whole.item[n]] for n in kept] == [early.texts[at] for at in early.item]
+    assert np.array_equal(whole.time[kept], early.time)
+
+
+def test_by_their_own_clocks_everybody_ends_in_the_window(tmp_path: Path) -> None:
+    whole, own = read_log(str(written(tmp_path))), read_log(str(tmp_path), own_clocks=True)
+    assert len(whole.time) == len(own.time)
+    for user in range(own.n_users):
+        mine, before = own.user == user, whole.user == user
+        assert [own.texts[at] for at in own.item[mine]] == [whole.texts[at] for at in whole.item[before]]
+        assert own.time[mine].max() > 365 * 0.9 > own.time[mine].min()
