@@ -424,7 +424,9 @@ class FitBlend(Section):
         0.2,
         description="of liked items, hidden to fit the weights of items nobody liked; 0: as they begin",
     )
-    doubt: Factor = Field(0.5, description="standard errors a gain must exceed; more where users are few")
+    doubt: Factor = Field(
+        0.5, description="standard errors a gain must exceed, and a longer half-life may lose"
+    )
     pool_depth: Positive = Field(100, description="candidates of each source and user in the fit")
     segments: tuple[Positive, ...] = Field(
         (5,), description="liked items at which segments of users begin, each with weights of its own"

@@ -99,3 +99,19 @@ def test_a_choice_comes_back_as_it_was_written(tmp_path: Path) -> None:
         assert found == chosen
         assert cold == tuple(cold_weights(cold_ones, recipe) for _, recipe in chosen.recipes())
         assert [sum(one) for one in cold] == pytest.approx([sum(r.weights) for _, r in chosen.recipes()])
+
+
+def test_the_longest_half_life_holds_unless_users_decide_against_it() -> None:
+    rng = np.random.default_rng(5)
+    best = rng.random(1600)
+    noise = rng.standard_normal(1600)
+    noise = (noise - noise.mean()) / noise.std()  # a standard error of 1/40
+    errors_worse = [1.2, 0.0, 0.8, 0.3, 0.9]
+    values = [best - noise * bool(one) - one / 40 for one in errors_worse]
+    assert fitting._last_undecided(values, 1.0) == 4
+    assert fitting._last_undecided(values, 0.5) == 3
+    assert fitting._last_undecided(values, 0.0) == 1
+    for n_users, at in ((1600, 1), (30, 0)):  # 0.4 standard errors of so many users
+        loss = noise[:n_users] - noise[:n_users].mean()
+        loss += 0.4 * loss.std() / n_users**0.5
+        assert fitting._last_undecided([best[:n_users], best[:n_users] - loss], 0.5) == at

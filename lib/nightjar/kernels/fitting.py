@@ -18,8 +18,8 @@ from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.signals import F32, F64, I64
 
 K = 100
-"""Length of the lists whose nDCG is fitted. Longer than what is served: of 20 places a few thousand users fill so
-few with what they chose that the fit follows chance (docs/log.md)."""
+"""Length of the lists whose nDCG is fitted. Longer than what is served: so few of 20 places hold what a few
+thousand users chose that a fit follows chance (docs/log.md)."""
 RECENCY_DAYS = (0.5, 2.0, 7.0, 30.0, 120.0, 480.0)
 LONGER_DAYS = (0.5, 1.0, 2.0, 4.0, 7.0, 14.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Half-lives of recency tried after the best of RECENCY_DAYS, from there on."""
@@ -147,8 +147,9 @@ def fit(
     """Half-lives and weights that rank the truth best: first of recency, then of histories; then the weights
     alone once more, on halves of the users, and those of each segment of users.
 
-    Of half-lives between which the users do not decide the longest is taken, within one standard error of the
-    best (Breiman et al. 1984): the newest weeks overrate what is in fashion in them (docs/log.md).
+    Of half-lives between which the users do not decide the longest is taken, at most `doubt` standard errors
+    worse than the best (one of them, with Breiman et al. 1984): the newest weeks overrate their own fashion
+    (docs/log.md).
 
     relations and V (n_items, d), the items' directions, as learnt from held.known.
     Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
@@ -175,7 +176,7 @@ def fit(
     pools = [
         mine if days == chosen.history_days else pool(replace(chosen, history_days=days)) for days in lives
     ]
-    at = _last_undecided([fusion.quality(one, chosen.recipe, K) for one in pools])
+    at = _last_undecided([fusion.quality(one, chosen.recipe, K) for one in pools], how.doubt)
     recipe = fusion.fit_halves(pools[at], start.recipe, K, how.doubt, seed=how.seed, threads=how.threads)
     return _by_activity(replace(chosen, history_days=lives[at], recipe=recipe), held, pools[at], how)
 
@@ -196,18 +197,18 @@ def _longest_recency(
             _, recipe = fusion.fit([mine], chosen.recipe, K, how.doubt)
             tried.append((replace(longer, recipe=recipe), mine))
             values.append(fusion.quality(mine, recipe, K))
-            if _last_undecided(values) < len(values) - 1:
+            if _last_undecided(values, how.doubt) < len(values) - 1:
                 break
-    return tried[_last_undecided(values)]
+    return tried[_last_undecided(values, how.doubt)]
 
 
-def _last_undecided(values: Sequence[F64]) -> int:
-    """The last of these qualities, (q,) each, that is within a standard error of the best; less where users
-    are few, whom chance would let through."""
+def _last_undecided(values: Sequence[F64], doubt: float) -> int:
+    """The last of these qualities, (q,) each, that is within `doubt` standard errors of the best; within less
+    where users are few, whom chance would let through."""
     best = max(values, key=lambda one: float(one.mean()))
     certain = (1 + fusion.FEW_USERS / len(best)) * len(best) ** 0.5
     losses = [best - one for one in values]
-    return max(at for at, loss in enumerate(losses) if loss.mean() * certain <= loss.std())
+    return max(at for at, loss in enumerate(losses) if loss.mean() * certain <= doubt * loss.std())
 
 
 def _by_activity(chosen: Chosen, held: HeldBack, pool: fusion.Pool, how: Fit) -> Chosen:
