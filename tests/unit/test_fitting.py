@@ -78,8 +78,9 @@ def test_each_segment_has_the_weights_that_serve_it() -> None:
     assert not same.by_activity
     for users, own in ((short, chosen.recipe), (~short, long)):
         part = fusion.part_of(pool, users)
-        theirs = fusion.quality(part, own, fitting.K).mean()
-        assert theirs >= fusion.quality(part, same.recipe, fitting.K).mean()
+        k = fitting.fitted_length(N_ITEMS)
+        theirs = fusion.quality(part, own, k).mean()
+        assert theirs >= fusion.quality(part, same.recipe, k).mean()
 
 
 def test_small_segments_have_the_weights_of_all() -> None:

@@ -17,9 +17,10 @@ from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import FROM_NEWEST
 from nightjar.kernels.signals import F32, F64, I64
 
-K = 100
-"""Length of the lists whose nDCG is fitted. Longer than what is served: so few of 20 places hold what a few
-thousand users chose that a fit follows chance (docs/log.md)."""
+LENGTHS = (20, 100)
+CATALOGUE_SHARE = 20
+"""Length of the lists whose nDCG is fitted: a twentieth of the catalogue, within LENGTHS. Longer than what is
+served: so few of 20 places hold what some thousand users chose that a fit follows chance (docs/log.md)."""
 RECENCY_DAYS = (0.5, 2.0, 7.0, 30.0, 120.0, 480.0)
 LONGER_DAYS = (0.5, 1.0, 2.0, 4.0, 7.0, 14.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Half-lives of recency tried after the best of RECENCY_DAYS, from there on."""
@@ -102,6 +103,12 @@ def drawn(users: I64, most: int, rng: np.random.Generator) -> I64:
     return users if len(users) <= most else np.sort(rng.choice(users, most, replace=False))
 
 
+def fitted_length(n_items: int) -> int:
+    """How long the lists are that are fitted, for a catalogue of so many items."""
+    least, most = LENGTHS
+    return min(max(n_items // CATALOGUE_SHARE, least), most)
+
+
 def half_lives(days: tuple[float, ...], span_days: float) -> tuple[float, ...]:
     """Those of `days` that could tell something in a log of that many days."""
     return tuple(one for one in days if SPANS[0] * span_days <= one <= SPANS[1] * span_days)
@@ -155,6 +162,7 @@ def fit(
     Starts from `start` and leaves it where a gain is in doubt (fusion.fit), so few users change little.
     """
     truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
+    k = fitted_length(held.known.n_items)
     span = float(held.known.first.max(initial=0.0) - held.known.last.min(initial=np.inf))
     scored: dict[float | None, tuple[fusion.Source, ...]] = {}
 
@@ -168,16 +176,16 @@ def fit(
     recencies = [days for days in half_lives(RECENCY_DAYS, span) if days != start.recency_days]
     tried = [start, *(replace(start, recency_days=days) for days in recencies)]
     pools = [pool(one) for one in tried]
-    at, recipe = fusion.fit(pools, start.recipe, K, how.doubt)
+    at, recipe = fusion.fit(pools, start.recipe, k, how.doubt)
     begun, pools = (replace(tried[at], recipe=recipe), pools[at]), []  # the other pools are let go
-    chosen, mine = _longest_recency(begun, half_lives(LONGER_DAYS, span), pool, how)
+    chosen, mine = _longest_recency(begun, half_lives(LONGER_DAYS, span), pool, k, how.doubt)
     histories = {*half_lives(HISTORY_DAYS, span), start.history_days or np.inf, np.inf}
     lives = [days if days < np.inf else None for days in sorted(histories)]
     pools = [
         mine if days == chosen.history_days else pool(replace(chosen, history_days=days)) for days in lives
     ]
-    at = _last_undecided([fusion.quality(one, chosen.recipe, K) for one in pools], how.doubt)
-    recipe = fusion.fit_halves(pools[at], start.recipe, K, how.doubt, seed=how.seed, threads=how.threads)
+    at = _last_undecided([fusion.quality(one, chosen.recipe, k) for one in pools], how.doubt)
+    recipe = fusion.fit_halves(pools[at], start.recipe, k, how.doubt, seed=how.seed, threads=how.threads)
     return _by_activity(replace(chosen, history_days=lives[at], recipe=recipe), held, pools[at], how)
 
 
@@ -185,21 +193,21 @@ Pooled = tuple[Chosen, fusion.Pool]
 
 
 def _longest_recency(
-    begun: Pooled, recencies: tuple[float, ...], pool: Callable[[Chosen], fusion.Pool], how: Fit
+    begun: Pooled, recencies: tuple[float, ...], pool: Callable[[Chosen], fusion.Pool], k: int, doubt: float
 ) -> Pooled:
     """With the longest half-life of recency, from the one chosen on, that is not worse beyond doubt."""
     chosen = begun[0]
-    tried, values = [begun], [fusion.quality(begun[1], chosen.recipe, K)]
+    tried, values = [begun], [fusion.quality(begun[1], chosen.recipe, k)]
     for days in recencies:
         if days > chosen.recency_days:
             longer = replace(chosen, recency_days=days)
             mine = pool(longer)
-            _, recipe = fusion.fit([mine], chosen.recipe, K, how.doubt)
+            _, recipe = fusion.fit([mine], chosen.recipe, k, doubt)
             tried.append((replace(longer, recipe=recipe), mine))
-            values.append(fusion.quality(mine, recipe, K))
-            if _last_undecided(values, how.doubt) < len(values) - 1:
+            values.append(fusion.quality(mine, recipe, k))
+            if _last_undecided(values, doubt) < len(values) - 1:
                 break
-    return tried[_last_undecided(values, how.doubt)]
+    return tried[_last_undecided(values, doubt)]
 
 
 def _last_undecided(values: Sequence[F64], doubt: float) -> int:
@@ -213,13 +221,13 @@ def _last_undecided(values: Sequence[F64], doubt: float) -> int:
 
 def _by_activity(chosen: Chosen, held: HeldBack, pool: fusion.Pool, how: Fit) -> Chosen:
     """With the weights of each segment of users, searched from those of all."""
-    n_liked = np.diff(held.known.matrix().indptr)[held.users]
+    n_liked, k = np.diff(held.known.matrix().indptr)[held.users], fitted_length(held.known.n_items)
     starts, found = (0, *how.segments), []
     for start, stop in zip(starts, (*how.segments, np.inf), strict=True):
         mine, own = (n_liked >= start) & (n_liked < stop), chosen.recipe
         if mine.sum() >= how.segment_users:
             part = fusion.part_of(pool, mine)
-            own = fusion.fit_halves(part, own, K, how.doubt, False, how.seed, how.threads)
+            own = fusion.fit_halves(part, own, k, how.doubt, False, how.seed, how.threads)
         found.append(own)
     if all(own == chosen.recipe for own in found):
         return chosen

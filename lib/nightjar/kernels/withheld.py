@@ -107,7 +107,8 @@ def fit(
     pool = fusion.make_pool(sources, truth, nothing, how.pool_depth, how.threads)
     pool = replace(pool, norms=tuple(np.ones_like(norm) for norm in pool.norms))
     recipe = fusion.Recipe(begun, 0.0, 0.0)
-    found = fusion.fit_halves(pool, recipe, fitting.K, how.doubt, False, how.seed, how.threads)
+    k = fitting.fitted_length(held.known.n_items)
+    found = fusion.fit_halves(pool, recipe, k, how.doubt, False, how.seed, how.threads)
     return found.weights
 
 
