@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bench import machine
 from bench.quality_cold import cold_table
-from bench.quality_data import Log, Split, embeddings, read_log, split, with_new_items
+from bench.quality_data import Log, Split, embeddings, moment, read_log, split, with_new_items
 from bench.quality_measure import Measured, held_against
 from bench.quality_night import default_config, lists_for, night_of
 from bench.quality_trials import methods, tuned
@@ -67,16 +67,11 @@ def nightjar(
         root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = default_config(root, **sections)
         started = time.process_time()
-        night = night_of(log, t0_of(log), available, E, config)
+        night = night_of(log, moment(log, TEST_FROM), available, E, config)
         lists = lists_for(night, test.users)
         spent = time.process_time() - started
         chosen = night.dataset(BLEND).require("fit_blend").manifest.metrics
     return Ours(lists, held_against(test, lists), dict(chosen), spent)
-
-
-def t0_of(log: Log) -> float:
-    """Where the test window begins, in days."""
-    return float(np.quantile(log.time, TEST_FROM))
 
 
 def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
         if "cold" not in parts:
             return end
         everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
-        beside_cold_items(ours, everything, with_new_items(log, test, t0_of(log)))
+        beside_cold_items(ours, everything, with_new_items(log, test, moment(log, TEST_FROM)))
     return end | cold_table(log, E, V, TEST_FROM)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import quality_baselines as single
-from bench.quality_data import Log, Split, evaluated, pairs
+from bench.quality_data import Log, Split, evaluated, moment, pairs
 from bench.quality_measure import csr, history, lists_of
 from bench.quality_night import default_config, lists_for, night_of
 from nightjar.kernels.metrics import accuracy
@@ -105,7 +105,7 @@ def cold_table(log: Log, E: F32, V: F32, test_from: float) -> dict[str, float]:
     Single methods are tuned on another fifth, withheld from what remains.
     """
     everything = np.ones(log.n_items, bool)
-    cases = [withheld(log, 0, everything), newcomers(log, float(np.quantile(log.time, test_from)))]
+    cases = [withheld(log, 0, everything), newcomers(log, moment(log, test_from))]
     inner = withheld(log, 1, ~cases[0].held.warm, "inner")
     best: dict[str, Fit] = {}
     for name, fits in singles(log, V).items():

@@ -185,15 +185,19 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 }
 
 
+def moment(log: Log, quantile: float) -> float:
+    """The quantile of a log's time, in days."""
+    return float(np.quantile(log.time, quantile))
+
+
 def split(log: Log, before: float, until: float, max_users: int) -> Split:
     """Trains on events before the `before` quantile of time, tests on those from there to the `until`
     quantile.
 
     Truth holds pairs not seen before t0, of items and users seen before it.
     """
-    t0 = np.quantile(log.time, before)
-    t1 = np.quantile(log.time, until) if until < 1 else np.inf
-    liked, ages = pairs(log, log.time < t0, float(t0))
+    t0, t1 = moment(log, before), moment(log, until) if until < 1 else np.inf
+    liked, ages = pairs(log, log.time < t0, t0)
     user, item = newly_chosen(log, t0, t1)
     warm = np.asarray(liked.sum(axis=0)).ravel() > 0
     known = np.diff(liked.indptr) > 0
