@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from bench import machine
 from bench.quality_cold import cold_table
-from bench.quality_data import Log, Split, embeddings, moment, read_log, split, with_new_items
+from bench.quality_data import MIN_EVENTS, Log, Split, embeddings, moment, read_log, split, with_new_items
 from bench.quality_measure import Measured, held_against
 from bench.quality_night import default_config, lists_for, night_of
-from bench.quality_trials import methods, tuned
+from bench.quality_trials import Method, methods, tuned
+from nightjar.errors import InputError
+from nightjar.job import guarded
 from nightjar.kernels import taste
 from nightjar.kernels.statistics import bootstrap_mean, paired_difference, paired_ratio
 from nightjar.stage import Metrics
@@ -85,11 +87,15 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
         f"{len(validation.users)} validation users, {len(test.users)} test users",
         flush=True,
     )
+    if not len(validation.users) or not len(test.users):
+        raise InputError(
+            f"{log.name}: nobody known before the validation or the test window chose something new in it; "
+            f"items with fewer than {MIN_EVENTS} events are left out, so this takes a larger log"
+        )
     rows: dict[str, Row] = {}
-    for method in methods(log, V, E):
-        if not only or method.name in only:
-            rows[method.name] = tuned(method, log, validation, test)
-            report(method.name, *rows[method.name])
+    for method in chosen_of(methods(log, V, E), only):
+        rows[method.name] = tuned(method, log, validation, test)
+        report(method.name, *rows[method.name])
     with tempfile.TemporaryDirectory() as root:
         ours = nightjar(log, E, test, test.warm, Path(root))
         report("Nightjar", ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
@@ -99,6 +105,23 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
         everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
         beside_cold_items(ours, everything, with_new_items(log, test, moment(log, TEST_FROM)))
     return end | cold_table(log, E, V, TEST_FROM)
+
+
+def chosen_of(every: Sequence[Method], only: Sequence[str]) -> list[Method]:
+    """The methods named in `only`, all of them where it is empty. Raises InputError for a name of none."""
+    names = [method.name for method in every]
+    for name in only:
+        if name not in names:
+            raise InputError(f"--only {name}: no single method of that name; there are {', '.join(names)}")
+    return [method for method in every if not only or method.name in only]
+
+
+def quantile(text: str) -> float:
+    """A share of time as an option has it, above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of the log's time: above 0, at most 1")
+    return value
 
 
 def beside_cold_items(ours: Ours, everything: Ours, whole: Split) -> None:
@@ -191,9 +214,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the named data sets are; default NIGHTJAR_DATA")
     parser.add_argument("--only", nargs="*", default=[], help="single methods to run; default all")
     parser.add_argument(
-        "--parts", nargs="*", default=["cold"], help="tables beside the warm one; default: cold"
+        "--parts",
+        nargs="*",
+        choices=["cold"],
+        default=["cold"],
+        help="tables beside the warm one; default: cold",
     )
-    parser.add_argument("--until", type=float, default=1.0, help="quantile of time at which the log ends")
+    parser.add_argument("--until", type=quantile, default=1.0, help="quantile of time at which the log ends")
     parser.add_argument(
         "--own-clocks", action="store_true", help="everybody's events spread over the same year: no fashion"
     )
@@ -208,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -85,6 +85,8 @@ def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_cloc
     if until < 1:
         frame = frame[frame["time"] < frame["time"].quantile(until)]
     frame = frame[frame.groupby("item")["time"].transform("size") >= MIN_EVENTS]
+    if frame.empty:
+        raise InputError(f"{name}: no item has {MIN_EVENTS} events, and those with fewer are left out")
     frame = frame.sort_values(["time", "user", "item"], kind="stable")
     user, users = pd.factorize(frame["user"], sort=True)
     item, items = pd.factorize(frame["item"], sort=True)
@@ -142,9 +144,27 @@ NOT_PRODUCTS = (
 )
 
 
+def _columns(path: Path, names: list[str]) -> pd.DataFrame:
+    """Columns of a Parquet file. Raises InputError for a file that cannot be read and a column it lacks."""
+    try:
+        rows = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())})") from None
+    missing = [name for name in names if name not in rows.columns]
+    if missing:
+        raise InputError(
+            f"{path}: no column {', '.join(missing)}; it needs {', '.join(names)} and has "
+            f"{', '.join(map(str, rows.columns))}"
+        )
+    return rows[names]
+
+
 def _reviews(folder: Path) -> pd.DataFrame:
-    rows = pd.read_parquet(folder / "interactions.parquet")
-    texts = pd.read_parquet(folder / "items.parquet").set_index("item_id")["text"].astype(str)
+    rows = _columns(folder / "interactions.parquet", ["user_id", "item_id", "ts"])
+    if not pd.api.types.is_numeric_dtype(rows["ts"]):
+        raise InputError(f"{folder / 'interactions.parquet'}: ts must be numbers, seconds since 1970")
+    items = _columns(folder / "items.parquet", ["item_id", "text"]).drop_duplicates("item_id")
+    texts = items.set_index("item_id")["text"].astype(str)
     return pd.DataFrame(
         {
             "user": rows["user_id"],

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bench.quality import main
 from bench.quality_data import MIN_EVENTS, Log, read_log
 from bench.quality_night import Pairs, default_config, lists_for, night_of
+from nightjar.job import guarded
 from nightjar.kernels import taste
 from nightjar.stage import Night
 from nightjar.tables import INTERACTIONS
@@ -118,6 +120,49 @@ def test_a_log_that_ends_earlier_is_the_log_read_then(tmp_path: Path) -> None:
     kept = [n for n, at in enumerate(whole.item) if whole.time[n] <= last and whole.texts[at] in there]
     assert [whole.texts[whole.item[n]] for n in kept] == [early.texts[at] for at in early.item]
     assert np.array_equal(whole.time[kept], early.time)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--data", "nonsense"], "nonsense: no data set of that name and no folder"),
+        (
+            ["--data", "FOLDER", "--only", "popluar"],
+            "--only popluar: no single method of that name; there are ",
+        ),
+        (["--data", "FOLDER", "--until", "1.5"], "1.5 is no share of the log's time"),
+        (
+            ["--data", "NO_TEXT"],
+            "items.parquet: no column text; it needs item_id, text and has item_id, title",
+        ),
+        (["--data", "DATES"], "ts must be numbers, seconds since 1970"),
+        (["--data", "TORN"], "items.parquet: cannot be read as Parquet"),
+        (["--data", "FOLDER", "--until", "0.1"], "no item has 5 events"),
+        (["--data", "FOLDER", "--until", "0.3"], "this takes a larger log"),
+    ],
+)
+def test_what_it_cannot_measure_it_says_in_a_sentence(
+    args: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("FOLDER", "NO_TEXT", "DATES", "TORN"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name)
+    items = pq.read_table(tmp_path / "NO_TEXT/items.parquet").rename_columns(["item_id", "title"])
+    pq.write_table(items, tmp_path / "NO_TEXT/items.parquet")
+    events = pq.read_table(tmp_path / "DATES/interactions.parquet")
+    events = events.set_column(2, "ts", pa.array(["2020-01-01"] * len(events)))
+    pq.write_table(events, tmp_path / "DATES/interactions.parquet")
+    (tmp_path / "TORN/items.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr("bench.quality.embeddings", lambda log: planted()[1][: log.n_items])
+    args = [str(tmp_path / arg) if (tmp_path / arg).exists() else arg for arg in args]
+    monkeypatch.setattr("sys.argv", ["quality", *args])
+    with pytest.raises(SystemExit) as stopped:
+        guarded(main)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_by_their_own_clocks_everybody_ends_in_the_window(tmp_path: Path) -> None:
