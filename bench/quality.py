@@ -40,6 +40,7 @@ TUNED_FROM, TEST_FROM = 0.8, 0.9
 """Quantiles of time at which the validation and the test window begin."""
 TUNING_USERS, TEST_USERS = 2000, 5000
 RESAMPLES = 1000
+PARTS = ["ranks", "cold"]
 Row = tuple[dict[str, Any], Measured]
 
 
@@ -100,6 +101,9 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
         ours = nightjar(log, E, test, test.warm, Path(root))
         report("Nightjar", ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
         end: dict[str, Any] = summary(log, rows, ours) if rows else {}
+        if "ranks" in parts:
+            fused = nightjar(log, E, test, test.warm, Path(root), rank={"fusion": "reciprocal_ranks"})
+            print(f"fused by reciprocal ranks: {_changed(ours.found, fused.found)}", flush=True)
         if "cold" not in parts:
             return end
         everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
@@ -216,9 +220,9 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         nargs="*",
-        choices=["cold"],
-        default=["cold"],
-        help="tables beside the warm one; default: cold",
+        choices=PARTS,
+        default=PARTS,
+        help="what is measured beside the warm table; default: all",
     )
     parser.add_argument("--until", type=quantile, default=1.0, help="quantile of time at which the log ends")
     parser.add_argument(

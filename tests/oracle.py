@@ -66,6 +66,9 @@ def night(
         terms[user] = blend.terms(user, profile, directions)
         unearned = blend.popular_share + blend.popular_in(segments.get(user) or "", popular)
         scores = sum(terms[user].values(), unearned) if terms[user] else None
+        if terms[user] and config.rank.fusion == "reciprocal_ranks":
+            able = [bool(item.get("available", True)) and item["item_id"] not in seen[user] for item in items]
+            scores = blend.by_ranks(user, profile, directions, np.array(able))
         lists[user] = one_list(config, scores, items, seen[user], popular, segments.get(user))
     return Expected(weights, vectors, lists, terms)
 
@@ -198,6 +201,28 @@ class Blend:
 
     def terms(self, user: str, profile: Sequence[str], D: np.ndarray) -> dict[str, np.ndarray]:
         """What each history item adds to the scores (n,); nothing where the user has no direction."""
+        parts = self.parts(user, profile, D)
+        found = {item: np.zeros(len(self.fresh)) for item in profile} if parts else {}
+        for weight, rows in parts.values():
+            for item, row in rows.items():
+                found[item] += weight * row
+        return found
+
+    def by_ranks(self, user: str, profile: Sequence[str], D: np.ndarray, able: np.ndarray) -> np.ndarray:
+        """Reciprocal rank fusion (n,) over the items that the user may get."""
+        sources = [(weight, sum(rows.values())) for weight, rows in self.parts(user, profile, D).values()]
+        sources.append((np.full(len(able), self.config.fit_blend.weights.popularity), self.popular))
+        found = np.zeros(len(able))
+        for weight, scores in sources:
+            ranked = sorted(np.flatnonzero(able & (scores > 0)), key=lambda at: (-scores[at], at))
+            for rank, at in enumerate(ranked, start=1):
+                found[at] += weight[at] / (60 + rank)
+        return found
+
+    def parts(
+        self, user: str, profile: Sequence[str], D: np.ndarray
+    ) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Source -> its weight for each item, and what each history item adds by it, scaled to length 1."""
         fit = self.config.fit_blend
         newest = max((when for (who, _), when in self.last.items() if who == user), default=None)
         x, w = {}, {}
@@ -219,16 +244,15 @@ class Blend:
         u = sum((w[item] * D[self.num[item]] for item in profile), np.zeros(D.shape[1]))
         if np.linalg.norm(u) <= 1e-6 and not any(x.values()):
             return {}
-        found = {item: np.zeros(len(self.fresh)) for item in profile}
         for_warm = {name: getattr(fit.weights, name) for name in parts}
         for_cold = for_warm | {"vector": fit.weights.cold_vector, "bm25": fit.weights.cold_bm25}
         of_segment = fit.weights.popular_segment
         larger = (sum(for_warm.values()) + of_segment) / (sum(for_cold.values()) + of_segment)
+        found = {}
         for name, rows in parts.items():
-            weight = np.where(self.cold, for_cold[name] * larger, for_warm[name])
-            length = np.linalg.norm(sum(rows.values()) * self.fresh)
-            for item, row in rows.items():
-                found[item] += weight * row * self.fresh / (length or 1)
+            length = np.linalg.norm(sum(rows.values()) * self.fresh) or 1
+            scaled = {item: row * self.fresh / length for item, row in rows.items()}
+            found[name] = np.where(self.cold, for_cold[name] * larger, for_warm[name]), scaled
         return found
 
 

@@ -552,6 +552,11 @@ class Rank(Section):
     """Candidates, popularity, items -> the list of every known user."""
 
     k: Positive = 20
+    fusion: Literal["scores", "reciprocal_ranks"] = Field(
+        "scores",
+        description="how the sources make one list: their scores as fit_blend weighs them, or by reciprocal "
+        "rank fusion, whose reasons are shares of the weighted scores all the same",
+    )
     n_reasons: Positive = Field(2, description="history items named as the reason of a row")
     mmr_lambda: Share = Field(
         1.0, description="1: relevance alone; less: diversity by maximal marginal relevance"

@@ -202,7 +202,12 @@ def test_a_fit_refuses_users_without_truth() -> None:
         fusion.fit([planted(5)], Recipe((1.0, 1.0), 0.5, 0.4), 5)
 
 
-def test_reciprocal_rank_by_hand() -> None:
-    orders = [np.array([[2, 0, -1]]), np.array([[0, 1, 2]])]
-    found = fusion.reciprocal_rank(orders, [1.0, 2.0], 4)
-    assert np.allclose(found, [[1 / 62 + 2 / 61, 2 / 62, 1 / 61 + 2 / 63, 0]])
+def test_reciprocal_ranks_by_hand() -> None:
+    orders = [np.array([[2, 0, -1], [-1, -1, -1]]), np.array([[0, 1, 2], [3, 1, -1]])]
+    weights = [np.array([[1.0, 1.0, 1.0]] * 2), np.array([[2.0, 2.0, 2.0], [0.0, 1.0, 1.0]])]
+    found = fusion.reciprocal_ranks(orders, weights, 4)
+    assert found.item_nums.tolist() == [[0, 2, 1, -1], [1, -1, -1, -1]]
+    assert np.allclose(found.scores[0, :3], [1 / 62 + 2 / 61, 1 / 61 + 2 / 63, 2 / 62])
+    assert found.scores[1, 0] == np.float32(1 / 62)
+    nobody = np.empty((0, 3), np.int64)
+    assert fusion.reciprocal_ranks([nobody], [np.empty((0, 3))], 4).item_nums.shape == (0, 4)

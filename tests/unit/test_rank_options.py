@@ -34,9 +34,12 @@ def ranked(folder: Path, **rank: Any) -> tuple[np.ndarray, list[list[float]], np
     return lists, list(scores.values()), np.asarray(mapped_matrix(night.dataset(ITEM_VECTORS).require("x")))
 
 
+@pytest.mark.parametrize("fusion", ["scores", "reciprocal_ranks"])
 @pytest.mark.parametrize("share", [0.25, 0.5])
-def test_every_list_has_its_share_of_cold_items_from_the_top_down(tmp_path: Path, share: float) -> None:
-    lists, scores, _ = ranked(tmp_path, cold_share=share)
+def test_every_list_has_its_share_of_cold_items_from_the_top_down(
+    tmp_path: Path, share: float, fusion: str
+) -> None:
+    lists, scores, _ = ranked(tmp_path, cold_share=share, fusion=fusion)
     cold = np.isin(lists, COLD)
     for length in range(1, K + 1):
         assert (cold[:, :length].sum(axis=1) >= min(int(share * length), len(COLD))).all()

@@ -23,6 +23,7 @@ from scipy import sparse
 from nightjar.errors import ContractError
 from nightjar.kernels.ranked_lists import Csr, entry_rows, row_blocks
 from nightjar.kernels.signals import F64, I64
+from nightjar.kernels.topk import TopK, select_topk
 
 TINY = 1e-12
 STEPS = (0.0, 0.25, 0.5, 2.0, 4.0)
@@ -140,17 +141,26 @@ def _lengths(dense: NDArray[np.float32], relation: Source, freshness: F64) -> F6
     return made
 
 
-def reciprocal_rank(orders: Sequence[I64], weights: Sequence[float], n_items: int) -> F64:
-    """Reciprocal rank fusion, (q, n_items) float64: Σ_s w_s / (60 + rank of the item in source s).
+def reciprocal_ranks(orders: Sequence[I64], weights: Sequence[F64], m: int) -> TopK:
+    """Reciprocal rank fusion: the best m items of each user by Σ_s w_s / (60 + rank of the item in source s),
+    ties to the lower number.
 
-    orders: for each source (q, m) int64 items, best first, −1 padding. Needs no common unit; loses how far
-    apart the scores are.
+    orders: of each source (q, c) int64 items, best first, −1 padding; weights: (q, c) float64, w_s of each of
+    them; one of 0 is left out. Needs no common unit; loses how far apart the scores are.
     """
-    total = np.zeros((len(orders[0]), n_items))
-    for order, weight in zip(orders, weights, strict=True):
-        user, place = np.nonzero(order >= 0)
-        total[user, order[user, place]] += weight / (RECIPROCAL_K + place + 1.0)
-    return total
+    points = [
+        weight / (RECIPROCAL_K + 1 + np.arange(order.shape[1]))
+        for order, weight in zip(orders, weights, strict=True)
+    ]
+    total = np.concatenate(points, axis=1)
+    nums = np.where(total > 0, np.concatenate(orders, axis=1), -1)
+    at = np.argsort(nums, axis=1, kind="stable")
+    nums, total = np.take_along_axis(nums, at, axis=1), np.take_along_axis(total, at, axis=1)
+    first = np.ones(nums.shape, bool)
+    first[:, 1:] = nums[:, 1:] != nums[:, :-1]
+    if nums.size:
+        total[first] = np.add.reduceat(total.ravel(), np.flatnonzero(first))
+    return select_topk(total.astype(np.float32), np.where(first, nums, -1), m)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from nightjar.kernels.limits import Limits
 from nightjar.kernels.reasons import Reasons
 from nightjar.kernels.topk import ItemLists, TopK
 from nightjar.stage import Metrics, Night
-from nightjar.stages.blending.blender import Blender, BlendInputs
+from nightjar.stages.blending.blender import Asked, Blender, BlendInputs
 from nightjar.stages.searching.limits import read_limits
 from nightjar.stages.users.buckets import read_histories, strings
 from nightjar.stages.users.words import BucketWords, UserWords
@@ -172,7 +172,9 @@ class RankPart:
                 kept += retrieved.shape[1]  # so that no cold candidate is cut off by warmer ones
             sums = words.sums(mine, catalogue.blender.chosen.history_days) if words else None
             segments = block["segment"].to_pylist()
-            scored = catalogue.blender.best(mine, segments, bars, retrieved, depth, sums, kept)
+            asked = Asked(mine, segments, bars, retrieved, sums)
+            by_ranks = self.params.fusion == "reciprocal_ranks"
+            scored = catalogue.blender.best(asked, depth, kept, by_ranks)
             lists, scores = self._ordered(scored.best, catalogue)
             reasons = catalogue.blender.reasons(scored, lists, self.params.n_reasons)
             filled, sources = self._filled(lists, bars, segments, catalogue)

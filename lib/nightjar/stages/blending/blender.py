@@ -15,6 +15,7 @@ from scipy import sparse
 from nightjar.engines.blend import Ingredients, blend, relation_terms
 from nightjar.kernels import by_segment
 from nightjar.kernels.fitting import Chosen
+from nightjar.kernels.fusion import reciprocal_ranks
 from nightjar.kernels.interactions import Histories
 from nightjar.kernels.limits import Limits
 from nightjar.kernels.reasons import Reasons, split, vector_terms
@@ -39,6 +40,22 @@ class BlendInputs:
     blend: Committed
     signals: Committed
     popularity: Committed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A block of q users who get lists.
+
+    segments_of: the name of the segment each belongs to; limits: all that they must not get, what they have
+    seen included; retrieved: (q, c) int64 candidates of the index within them, −1 anywhere; words: (q, d)
+    float32 sums of what users wrote, faded like the history, which the vector source takes beside its items.
+    """
+
+    mine: Histories
+    segments_of: Sequence[str | None]
+    limits: Limits
+    retrieved: np.ndarray
+    words: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -90,34 +107,33 @@ class Blender:
         gram = _gram(V, fresh / norms)
         return cls(ingredients, chosen, segment_rows, weights[:, -1], V, norms, gram)
 
-    def best(
-        self,
-        mine: Histories,
-        segments_of: Sequence[str | None],
-        limits: Limits,
-        retrieved: np.ndarray,
-        m: int,
-        words: np.ndarray | None = None,
-        kept: int | None = None,
-    ) -> Scored:
+    def best(self, asked: Asked, m: int, kept: int | None = None, by_ranks: bool = False) -> Scored:
         """The best m of each user's candidates by the fused score; none for users of whom nothing is known.
 
-        segments_of: the name of the segment each user belongs to; limits: all that the users must not get,
-        what they have seen included; retrieved: (q, c) int64 candidates of the index within them, −1
-        anywhere; words: (q, d) float32 sums of what users wrote, faded like the history, which the vector
-        source takes beside its items; kept: how many of all candidates are returned where that is not m.
+        kept: how many of all candidates are returned where that is not m. by_ranks: by reciprocal rank fusion
+        of the best m of every source instead, as fit_blend weighs them.
         """
+        scored = self._scored(asked, m, kept or m)
+        if not by_ranks:
+            return scored
+        known = scored.best.item_nums[:, :1] >= 0
+        return replace(scored, best=self._by_ranks(asked, known, m, kept or m))
+
+    def _scored(self, asked: Asked, m: int, kept: int, known: np.ndarray | None = None) -> Scored:
+        """known: (q, 1) bool, who gets candidates; found out where it is not given."""
+        mine, retrieved, words = asked.mine, asked.retrieved, asked.words
         left = mine.fading(self.chosen.history_days)
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
         starts, segments = self._starts(x, mine), self.chosen.segments(mine.n_liked())
-        belongs = self._belongs(segments_of)
-        made = blend(self.ingredients, history, starts, segments, belongs, limits, retrieved, m)
-        # Where texts say nothing there is nothing to retrieve by, but relations still know the history.
-        by_relations = made.factors[:, : len(self.ingredients.starts)] > 0
-        known = np.asarray((retrieved >= 0).any(axis=1) | by_relations.any(axis=1))
-        nums = np.where(known[:, None], np.concatenate([made.item_nums, retrieved], axis=1), -1)
+        belongs = self._belongs(asked.segments_of)
+        made = blend(self.ingredients, history, starts, segments, belongs, asked.limits, retrieved, m)
+        if known is None:
+            # Where texts say nothing there is nothing to retrieve by, but relations still know the history.
+            by_relations = made.factors[:, : len(self.ingredients.starts)] > 0
+            known = np.asarray((retrieved >= 0).any(axis=1) | by_relations.any(axis=1))[:, None]
+        nums = np.where(known, np.concatenate([made.item_nums, retrieved], axis=1), -1)
         scores = np.concatenate([made.scores, made.at], axis=1).astype(np.float64)
         nums = _without_repeats(nums)
         U = unit_rows(raw)
@@ -128,10 +144,36 @@ class Blender:
             item = nums[user, at]
             products = score_pairs(U, self.vectors, user, item).astype(np.float64)
             scores[user, at] += factor[user] * products * self._per_norm(item, segments[user])
-        best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, kept or m)
+        best = select_topk(np.where(nums >= 0, scores, 0).astype(np.float32), nums, kept)
         long = np.linalg.norm(raw, axis=1)
         vector_factor = factor / np.maximum(long, TINY)
         return Scored(x, starts, segments, profile, made.factors, vector_factor, best, words)
+
+    def _by_ranks(self, asked: Asked, known: np.ndarray, m: int, kept: int) -> TopK:
+        segments, cold = self.chosen.segments(asked.mine.n_liked()), self.ingredients.cold
+        orders, weights = [], []
+        for source, its_weights in self._alone():
+            best = source._scored(asked, m, kept, known).best
+            order = np.where(best.scores > 0, best.item_nums, -1)  # what a source gives nothing has no rank
+            orders.append(order)
+            weights.append(np.where(order >= 0, its_weights[segments[:, None], cold[order]], 0.0))
+        return reciprocal_ranks(orders, weights, kept)
+
+    def _alone(self) -> list[tuple[Blender, np.ndarray]]:
+        """Each source that counts as a blender of its own, and its weights (S, 2) as in `vector_weights`."""
+        of, nothing = self.ingredients, np.zeros_like(self.vector_weights)
+        silent = replace(of, weights=np.zeros_like(of.weights), popularity=np.zeros_like(of.popularity))
+        by_vector = replace(self, ingredients=silent, vector_weights=np.ones_like(nothing))
+        found = [(by_vector, self.vector_weights)]
+        for at in range(of.weights.shape[1]):
+            only = np.zeros_like(of.weights)
+            only[:, at] = 1.0
+            alone = replace(silent, weights=only)
+            found.append((replace(self, ingredients=alone, vector_weights=nothing), of.weights[:, at]))
+        popular = replace(silent, popularity=np.ones_like(of.popularity))
+        everywhere = np.repeat(of.popularity[:, None], 2, axis=1)
+        found.append((replace(self, ingredients=popular, vector_weights=nothing), everywhere))
+        return [(source, weights) for source, weights in found if weights.any()]
 
     def best_of(self, among: np.ndarray, mine: Histories, limits: Limits, m: int) -> np.ndarray:
         """The best m items of a part of the catalogue, (q, m) int64, −1 padding, by the relations alone.
