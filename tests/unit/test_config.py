@@ -112,7 +112,7 @@ def test_segments_that_do_not_rise_are_refused(tmp_path: Path, starts: list[int]
 
 def test_a_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
     said = _refused(tmp_path, _changed("rank.zzzzzz", 1))
-    assert "unknown key rank.zzzzzz; known: cold_share, k, max_per_category" in said
+    assert "unknown key rank.zzzzzz; known: cold_share, fusion, k, max_per_category" in said
 
 
 @pytest.mark.parametrize("column", ["user", "itm_id", "evnt_time"])

@@ -82,9 +82,11 @@ class Blender:
         """Maps the matrices and prepares what every user shares."""
         stack = mapped_stack(inputs.neighbours)
         chosen, for_cold = read_blend(inputs.blend, source_names(stack.names))
-        weights = np.array([recipe.weights for _, recipe in chosen.recipes()], np.float64)
-        weights = np.stack([weights, np.array(for_cold, np.float64)], axis=2)
         signals = inputs.signals.read(["popularity", "freshness", "cold"])
+        cold = signals["cold"].to_numpy().astype(np.int64)
+        weights = np.array([recipe.weights for _, recipe in chosen.recipes()], np.float64)
+        # Without cold items their weights must not have a relation walked that counts for nothing else.
+        weights = np.stack([weights, np.array(for_cold, np.float64) if cold.any() else weights], axis=2)
         popular = signals["popularity"].to_numpy().astype(np.float64)
         fresh = signals["freshness"].to_numpy().astype(np.float64) ** chosen.recipe.exponent
         available = inputs.items.read(["available"])["available"].to_numpy()
@@ -95,7 +97,7 @@ class Blender:
             by_segment.scores(counts),
             np.ascontiguousarray(weights[:, :-1]),
             np.array([recipe.popularity for _, recipe in chosen.recipes()], np.float64),
-            signals["cold"].to_numpy().astype(np.int64),
+            cold,
             np.array([int(name in FROM_NEWEST) for name in stack.names], np.int64),
             fresh,
             popular,
