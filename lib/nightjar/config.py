@@ -372,6 +372,9 @@ class LearnTaste(Section):
     n_neighbours: Positive = Field(200, description="kept for each item and relation")
     text_power: float = Field(2.0, gt=0, description="above 1: one near text counts for more than many far")
     smoothed_power: float = Field(3.0, gt=0)
+    user_likes: Positive = Field(
+        2000, description="newest likes of a user that make co-occurrence, whose work grows with their square"
+    )
     ease_items: int = Field(8192, ge=0, description="most liked items that have EASE among them; 0: none")
     ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
     ease_neighbours: Positive = Field(400, description="kept for each item")

@@ -44,6 +44,15 @@ class Likes:
             last=self.last[which],
         )
 
+    def newest(self, most: int) -> Likes:
+        """Of each user the `most` pairs liked last, ties to the lower item number."""
+        if not len(self) or np.bincount(self.user).max() <= most:
+            return self
+        order = np.lexsort((self.item, self.last, self.user))
+        place = np.empty(len(self), np.int64)
+        place[order] = np.arange(len(self)) - np.searchsorted(self.user, self.user)
+        return self.kept(place < most)
+
     def before(self, days: float) -> Likes:
         """What was known `days` before the end. A pair that was liked again later counts from its first time,
         since the times between are not kept."""

@@ -26,7 +26,8 @@ class Learning:
     """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
     more than many far ones. ease_items: as many of the most liked items have EASE among them, which inverts a
     matrix of that size; ease_ridge in users, ease_neighbours kept for each item. als: how its factors are
-    found, of 0 there are none. bm25_items: texts at most that a word is in to be looked up; 0: no word is."""
+    found, of 0 there are none. bm25_items: texts at most that a word is in to be looked up; 0: no word is.
+    user_likes: of a user so many, the newest, make co-occurrence, whose work grows with their square."""
 
     n_neighbours: int = 200
     text_power: float = 2.0
@@ -36,6 +37,7 @@ class Learning:
     ease_neighbours: int = 400
     als: als.Factorisation = field(default_factory=als.Factorisation)
     bm25_items: int = 1000
+    user_likes: int = 2000
 
 
 def from_text(V: F32, how: Learning, nearest: signals.Nearest | None = None) -> sparse.csr_matrix:
@@ -71,7 +73,7 @@ def from_behaviour(
         # EASE takes longest and so begins; its entry comes last, as it may be missing.
         ease = pool.submit(_ease, liked, how) if liked.nnz and how.ease_items else None
         found = {
-            "co_occurrence": pool.submit(_co_occurrence, liked, text, m),
+            "co_occurrence": pool.submit(_co_occurrence, likes.newest(how.user_likes).matrix(), text, m),
             "smoothed_text": pool.submit(signals.cosine_neighbours, smoothed, m, how.smoothed_power, nearest),
             "followers": pool.submit(followers, likes, m),
         }

@@ -117,4 +117,5 @@ def learning(params: LearnTaste) -> Learning:
             params.als_text_ridge,
         ),
         params.bm25_items,
+        params.user_likes,
     )
