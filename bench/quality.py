@@ -79,8 +79,6 @@ def nightjar(
 
 def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
     """The whole table for one data set; returns what the last line prints."""
-    E = embeddings(log)
-    V = taste.whiten(E, taste.fit_whitening(E, 1.0, 0.05))
     validation = split(log, TUNED_FROM, TEST_FROM, TUNING_USERS)
     test = split(log, TEST_FROM, 1.0, TEST_USERS)
     print(
@@ -93,6 +91,8 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
             f"{log.name}: nobody known before the validation or the test window chose something new in it; "
             f"items with fewer than {MIN_EVENTS} events are left out, so this takes a larger log"
         )
+    E = embeddings(log)
+    V = taste.whiten(E, taste.fit_whitening(E, 1.0, 0.05))
     rows: dict[str, Row] = {}
     for method in chosen_of(methods(log, V, E), only):
         rows[method.name] = tuned(method, log, validation, test)

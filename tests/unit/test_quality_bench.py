@@ -90,9 +90,7 @@ def test_lists_are_those_of_the_oracle(world: str, tolerance: float, request: py
             assert scores[item] == pytest.approx(score, abs=tolerance), (user, item)
 
 
-def test_interactions_are_those_of_weigh_events(
-    ran: Ran,
-) -> None:
+def test_interactions_are_those_of_weigh_events(ran: Ran) -> None:
     rows = ran[0].dataset(INTERACTIONS).require("the log").read().to_pylist()
     ours = {(row["user_id"], f"i{row['item_num']:010d}"): row["weight"] for row in rows}
     theirs = expected(ran).weights
@@ -100,9 +98,7 @@ def test_interactions_are_those_of_weigh_events(
     assert max(abs(ours[key] - theirs[key]) for key in ours) <= 2
 
 
-def test_what_is_not_available_or_seen_comes_nowhere(
-    ran: Ran,
-) -> None:
+def test_what_is_not_available_or_seen_comes_nowhere(ran: Ran) -> None:
     _, log, _, available, lists = ran
     assert available[lists[lists >= 0]].all()
     pairs = Pairs.of(log, 200.0)
