@@ -66,8 +66,9 @@ on_spark clean_events      # events_raw (all scenes)                      -> eve
 on_spark build_items       # items_raw (+ knowledge triples), events      -> items, item_text, items_quarantine
 on_ray   encode_items      # item_text                                    -> item_embeddings, embeddings_quarantine   (GPU; incremental)
 on_spark weigh_events      # events, items, users_raw                     -> interactions, users, popularity, user_texts, query_text
+on_spark relate_items      # item_text, interactions                      -> co_occurrence
 on_ray   encode_queries    # query_text                                   -> query_embeddings, queries_quarantine   (GPU; incremental)
-on_ray   learn_taste       # item_embeddings, interactions                -> item_vectors, neighbours, query_vectors
+on_ray   learn_taste       # item_embeddings, interactions, co_occurrence -> item_vectors, neighbours, query_vectors
 on_ray   fit_blend         # interactions, neighbours                     -> blend, item_signals
 on_spark aggregate_users   # interactions, user_texts, item_vectors        -> user_vectors
 on_ray   build_index       # item_vectors                                 -> index_shards

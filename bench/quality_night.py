@@ -48,7 +48,7 @@ F32, F64, I64, Mask = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64
 DS = date(2020, 1, 1)
 """The night's date: the log's moment t0 is put at its end, since only differences of time count."""
 MICROS_A_DAY = 86_400e6
-BEFORE_RANK = ("learn_taste", "fit_blend", "aggregate_users", "build_index", "retrieve")
+BEFORE_RANK = ("relate_items", "learn_taste", "fit_blend", "aggregate_users", "build_index", "retrieve")
 
 
 def default_config(root: Path, **sections: Any) -> NightConfig:

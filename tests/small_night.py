@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "build_items": {"rows_per_part": 30},
     "encode_items": {"precision": "fp32"},
     "weigh_events": {"user_parts": 3},
+    "relate_items": {"block_items": 50},
     "encode_queries": {"resources": {"actors": 1}},
     "build_index": {"resources": {"actors": 1}},
     "retrieve": {"k_prime": 30, "recall_sample": 50, "resources": {"actors": 1}},

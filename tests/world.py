@@ -108,6 +108,7 @@ def config(root: Path | str, **sections: Any) -> NightConfig:
         "encode_queries": {"resources": {"actors": 1}},
         "build_index": {"resources": {"actors": 1}},
         "weigh_events": {"user_parts": 3},
+        "relate_items": {"block_items": 20},
         "retrieve": {"k_prime": 20, "resources": {"actors": 1}},
         "rank": {"k": 5},
     }

@@ -354,6 +354,19 @@ class EncodeQueries(Section):
     resources: Resources = resources()
 
 
+class RelateItems(Section):
+    """Interactions -> which items the same users like: co-occurrence, over the whole log."""
+
+    n_neighbours: Positive = Field(200, description="kept for each item")
+    user_likes: Positive = Field(
+        2000, description="newest likes of a user that count, for the work grows with their square"
+    )
+    block_items: Positive = Field(
+        8192, description="items a task finds the neighbours of; each task reads the log once"
+    )
+    resources: Resources = resources()
+
+
 class LearnTaste(Section):
     """Embeddings and interactions -> item vectors: what behaviour adds to text."""
 
@@ -370,11 +383,12 @@ class LearnTaste(Section):
     )
     freshness_half_life_days: float = Field(30.0, gt=0, allow_inf_nan=False)
     n_neighbours: Positive = Field(200, description="kept for each item and relation")
+    most_likes: Positive = Field(
+        200_000_000,
+        description="held in memory, some 250 bytes each; of a larger log as many users, drawn by their ids",
+    )
     text_power: float = Field(2.0, gt=0, description="above 1: one near text counts for more than many far")
     smoothed_power: float = Field(3.0, gt=0)
-    user_likes: Positive = Field(
-        2000, description="newest likes of a user that make co-occurrence, whose work grows with their square"
-    )
     ease_items: int = Field(8192, ge=0, description="most liked items that have EASE among them; 0: none")
     ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
     ease_neighbours: Positive = Field(400, description="kept for each item")
@@ -688,6 +702,7 @@ class NightConfig(Section):
     build_items: BuildItems
     encode_items: EncodeItems = Field(default_factory=EncodeItems)
     weigh_events: WeighEvents = Field(default_factory=WeighEvents)
+    relate_items: RelateItems = Field(default_factory=RelateItems)
     encode_queries: EncodeQueries = Field(default_factory=EncodeQueries)
     learn_taste: LearnTaste = Field(default_factory=LearnTaste)
     fit_blend: FitBlend = Field(default_factory=FitBlend)

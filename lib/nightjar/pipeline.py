@@ -8,6 +8,7 @@ from nightjar.stage import Raw, Stage, Window
 from nightjar.tables import (
     BLEND,
     CANDIDATES,
+    CO_OCCURRENCE,
     EMBEDDINGS_QUARANTINE,
     EVENTS,
     INDEX_SHARDS,
@@ -80,12 +81,18 @@ ENCODE_QUERIES = Stage(
     writes=(QUERY_EMBEDDINGS, QUERIES_QUARANTINE),
     also=("encode_items",),  # the model, the same as for items
 )
+RELATE_ITEMS = Stage(
+    "relate_items",
+    "spark",
+    reads=(ITEM_TEXT, INTERACTIONS),
+    writes=(CO_OCCURRENCE,),
+)
 LEARN_TASTE = Stage(
     "learn_taste",
     "ray",
-    reads=(ITEM_TEXT, ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, INTERACTIONS),
+    reads=(ITEM_TEXT, ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, INTERACTIONS, CO_OCCURRENCE),
     writes=(ITEM_VECTORS, NEIGHBOURS, QUERY_VECTORS),
-    version=4,
+    version=5,
 )
 FIT_BLEND = Stage(
     "fit_blend",
@@ -93,7 +100,7 @@ FIT_BLEND = Stage(
     reads=(ITEM_EMBEDDINGS, INTERACTIONS, USERS, NEIGHBOURS),
     writes=(BLEND, ITEM_SIGNALS),
     # What is popular in a segment; how relations are learnt; whether seen items count.
-    also=("weigh_events", "learn_taste", "retrieve"),
+    also=("weigh_events", "relate_items", "learn_taste", "retrieve"),
     version=6,
 )
 AGGREGATE_USERS = Stage(
@@ -167,6 +174,7 @@ NIGHT: tuple[Stage, ...] = (
     BUILD_ITEMS,
     ENCODE_ITEMS,
     WEIGH_EVENTS,
+    RELATE_ITEMS,
     ENCODE_QUERIES,
     LEARN_TASTE,
     FIT_BLEND,

@@ -453,6 +453,14 @@ ITEM_VECTORS = Table(
     checks=(finite("vector"), finite("norm"), at_least("item_num", 0)),
     made_by="learn_taste",
 )
+CO_OCCURRENCE = Table(
+    "co_occurrence",
+    # Row h: the items that the same users like, and how much more than chance would have it.
+    _schema(("item_num", LONG), ("item_nums", pa.list_(pa.int32())), ("scores", pa.list_(FLOAT))),
+    key=("item_num",),
+    checks=(at_least("item_num", 0), neighbour_lists),
+    made_by="relate_items",
+)
 NEIGHBOURS = Table(
     "neighbours",
     # Row h of a relation: what having chosen item h says for the items named; a score below 0 speaks against.
@@ -641,6 +649,7 @@ TABLES: tuple[Table, ...] = (
     QUERIES_QUARANTINE,
     ITEM_VECTORS,
     QUERY_VECTORS,
+    CO_OCCURRENCE,
     NEIGHBOURS,
     BLEND,
     ITEM_SIGNALS,

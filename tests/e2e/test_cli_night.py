@@ -61,14 +61,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory, undisturbed: Undisturbed) -> R
 
 
 def test_the_whole_night_runs(undisturbed: Undisturbed) -> None:
-    assert f"night {undisturbed.world.facts['last_day']}: 12 of 12 stages ran" in undisturbed.said
+    assert f"night {undisturbed.world.facts['last_day']}: 13 of 13 stages ran" in undisturbed.said
     assert "Traceback" not in undisturbed.said
 
 
 def test_a_night_run_again_does_nothing(ran: Ran) -> None:
     before = published(ran.root)
     said = ran.say("run")
-    assert f"night {ran.ds}: 0 of 12 stages ran, 0.0 s" in said
+    assert f"night {ran.ds}: 0 of 13 stages ran, 0.0 s" in said
     assert said.count("up to date") == 12
     assert published(ran.root) == before
 
@@ -145,7 +145,7 @@ def test_second_night_damage_and_the_way_back(ran: Ran) -> None:
     tomorrow = max(later.facts["items_by_day"])
     user = gone_user(ran)
     forget = f"privacy.forget=[{{path: {ran.folder}/forget.csv, format: csv, columns: {{user_id: user}}}}]"
-    assert "12 of 12 stages ran" in ran.say("run", "--ds", tomorrow, "--set", forget)
+    assert "13 of 13 stages ran" in ran.say("run", "--ds", tomorrow, "--set", forget)
     new_texts = texts(ran, tomorrow) - texts(ran, ran.ds)
     metrics = ran.committed(ITEM_EMBEDDINGS, tomorrow).manifest.metrics
     assert metrics["encoded"] == len(new_texts)

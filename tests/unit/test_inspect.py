@@ -99,7 +99,7 @@ def test_files_of_a_table(tonight: Night) -> None:
 
 def test_runs_and_summary(tonight: Night) -> None:
     runs = inspect.runs(tonight.store)
-    assert re.search(rf"{DS} +\d+/12 +publish +4 +\d+ +live", runs)
+    assert re.search(rf"{DS} +\d+/13 +publish +4 +\d+ +live", runs)
     summary = inspect.summary(tonight.store, str(DS))
     assert re.search(r"rank +4", summary)
     assert "fill 1.0000" in summary
@@ -109,7 +109,7 @@ def test_runs_and_summary(tonight: Night) -> None:
 def test_a_night_that_died_before_its_first_commit_is_listed(tonight: Night) -> None:
     """A folder of a date without a manifest: what a kill in the first stage leaves."""
     tonight.store.put("events/ds=2025-04-01/half/part-00000.parquet", b"")
-    assert re.search(r"2025-04-01 +0/12 +none yet +- +0 +no", inspect.runs(tonight.store))
+    assert re.search(r"2025-04-01 +0/13 +none yet +- +0 +no", inspect.runs(tonight.store))
     with pytest.raises(NotCommitted, match="no stage is committed for 2025-04-01"):
         inspect.summary(tonight.store, "2025-04-01")
 

@@ -27,7 +27,8 @@ class Learning:
     more than many far ones. ease_items: as many of the most liked items have EASE among them, which inverts a
     matrix of that size; ease_ridge in users, ease_neighbours kept for each item. als: how its factors are
     found, of 0 there are none. bm25_items: texts at most that a word is in to be looked up; 0: no word is.
-    user_likes: of a user so many, the newest, make co-occurrence, whose work grows with their square."""
+    together: how co-occurrence is counted, of the newest `user_likes` of each user, for its work grows with
+    their square."""
 
     n_neighbours: int = 200
     text_power: float = 2.0
@@ -37,6 +38,7 @@ class Learning:
     ease_neighbours: int = 400
     als: als.Factorisation = field(default_factory=als.Factorisation)
     bm25_items: int = 1000
+    together: signals.Neighbourhood = field(default_factory=signals.Neighbourhood)
     user_likes: int = 2000
 
 
@@ -60,12 +62,14 @@ def from_behaviour(
     how: Learning,
     nearest: signals.Nearest | None = None,
     threads: int = 1,
+    together: sparse.csr_matrix | None = None,
 ) -> dict[str, sparse.csr_matrix]:
     """The relations that a log teaches, by name; `als` and `ease` unless nothing was liked or none is wanted.
 
     V: (n_items, d) float32 unit vectors of the texts; smoothed: the same bent by the log; text: the relation
     of the texts, by which items that nobody liked yet borrow their co-occurrence; nearest: how neighbours are
-    found; threads: relations learnt side by side, each by a BLAS of one thread or not as the process has it.
+    found; threads: relations learnt side by side, each by a BLAS of one thread or not as the process has it;
+    together: co-occurrence where it has been counted, (n_items, n_items), perhaps of more users.
     """
     liked = likes.matrix()
     m = how.n_neighbours
@@ -73,7 +77,7 @@ def from_behaviour(
         # EASE takes longest and so begins; its entry comes last, as it may be missing.
         ease = pool.submit(_ease, liked, how) if liked.nnz and how.ease_items else None
         found = {
-            "co_occurrence": pool.submit(_co_occurrence, likes.newest(how.user_likes).matrix(), text, m),
+            "co_occurrence": pool.submit(_co_occurrence, likes, text, how, together),
             "smoothed_text": pool.submit(signals.cosine_neighbours, smoothed, m, how.smoothed_power, nearest),
             "followers": pool.submit(followers, likes, m),
         }
@@ -84,10 +88,15 @@ def from_behaviour(
         return {name: one.result() for name, one in found.items()}
 
 
-def _co_occurrence(liked: sparse.csr_matrix, text: sparse.csr_matrix, m: int) -> sparse.csr_matrix:
-    together = signals.co_occurrence(liked, signals.Neighbourhood(n_neighbours=m))
-    cold = np.bincount(liked.indices, minlength=liked.shape[1]) == 0
-    return signals.borrowed(together, text, cold, m)
+def _co_occurrence(
+    likes: Likes, text: sparse.csr_matrix, how: Learning, together: sparse.csr_matrix | None
+) -> sparse.csr_matrix:
+    if together is None:
+        together = signals.co_occurrence(likes.newest(how.user_likes).matrix(), how.together)
+    known = np.bincount(likes.item, minlength=likes.n_items) + np.bincount(
+        together.indices, minlength=likes.n_items
+    )
+    return signals.borrowed(together, text, known == 0, how.n_neighbours)
 
 
 def factored(

@@ -56,23 +56,47 @@ def co_occurrence(X: sparse.csr_matrix, how: Neighbourhood) -> sparse.csr_matrix
     with shrinkage: Sarwar et al. 2001; user and target powers: Paudel et al. 2017 (RP3β). Raises
     ContractError for a weight below 0.
     """
+    weight = np.zeros(X.shape[1])
+    add_weights(weight, X, how)
+    return co_occurrence_rows(X, weight, range(X.shape[1]), how)
+
+
+def add_weights(weight: F64, X: sparse.csr_matrix, how: Neighbourhood) -> None:
+    """Adds to w (n_items,), the diagonal of `co_occurrence`, what the users of X (q, n_items) have in it: in
+    their order, so that a log read part by part gives the same sums as the whole.
+    """
     if X.nnz and X.data.min() < 0:
         raise ContractError("co-occurrence needs weights from 0 up; leave disliked items out")
-    lengths = np.maximum(np.diff(X.indptr), 1).astype(np.float64)
-    scaled = sparse.diags(lengths**-how.user_power) @ X.astype(np.float64)
-    by_item = X.T.tocsr().astype(np.float64)
-    weight = np.asarray(X.multiply(scaled).sum(axis=0)).ravel()
+    np.add.at(weight, X.indices, _scaled(X, how).data * X.data)
+
+
+def co_occurrence_rows(
+    X: sparse.csr_matrix, weight: F64, items: range, how: Neighbourhood
+) -> sparse.csr_matrix:
+    """Some rows of `co_occurrence`, (len(items), n_items): those of the items numbered `items`.
+
+    X: (q, n_items) float32, whole rows of all users who chose one of them, others or not; weight: (n_items,)
+    as `add_weights` makes it of everybody.
+    """
+    scaled = _scaled(X, how)
+    by_item = X[:, items.start : items.stop].T.tocsr().astype(np.float64)
     present = weight > 0
     shrunk = how.shrinkage * float(weight[present].mean()) if present.any() else 1.0
     left = np.maximum(weight, TINY) ** how.history_power
     right = np.maximum(weight, TINY) ** how.target_power
-    rows = []
-    for start in range(0, X.shape[1], BLOCK):
+    rows = [sparse.csr_matrix((0, X.shape[1]), dtype=np.float32)]
+    for start in range(0, len(items), BLOCK):
         block = (by_item[start : start + BLOCK] @ scaled).tocsr()
-        h = np.repeat(np.arange(start, start + block.shape[0]), np.diff(block.indptr))
+        first = items.start + start
+        h = np.repeat(np.arange(first, first + block.shape[0]), np.diff(block.indptr))
         block.data = block.data / (left[h] * right[block.indices] + shrunk)
-        rows.append(strongest_others(block, start, how.n_neighbours))
-    return sparse.vstack(rows, "csr") if rows else sparse.csr_matrix(X.shape[::-1], dtype=np.float32)
+        rows.append(strongest_others(block, first, how.n_neighbours))
+    return sparse.vstack(rows, "csr")
+
+
+def _scaled(X: sparse.csr_matrix, how: Neighbourhood) -> sparse.csr_matrix:
+    lengths = np.maximum(np.diff(X.indptr), 1).astype(np.float64)
+    return (sparse.diags(lengths**-how.user_power) @ X.astype(np.float64)).tocsr()
 
 
 Nearest = Callable[[F32, int], TopK]

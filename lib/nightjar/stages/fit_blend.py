@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from scipy import sparse
 
-from nightjar.config import FitBlend, LearnTaste, Resources, WeighEvents
+from nightjar.config import FitBlend, LearnTaste, RelateItems, Resources, WeighEvents
 from nightjar.engines import actors
 from nightjar.engines.nearest import nearest_items
 from nightjar.engines.threads import threads_of, use_threads
@@ -47,6 +47,7 @@ def fit_blend(night: Night, params: FitBlend, resources: Resources) -> Metrics:
         night.write(ITEM_SIGNALS),
         params,
         night.config.weigh_events,
+        night.config.relate_items,
         night.config.learn_taste,
         night.config.retrieve.exclude_seen,
         night.end,
@@ -81,6 +82,7 @@ class FitWork:
     signals: Attempt
     params: FitBlend
     weighing: WeighEvents
+    relating: RelateItems
     taste: LearnTaste
     exclude_seen: bool
     end: datetime
@@ -103,6 +105,10 @@ class FitWork:
             segment_users=params.segment_users,
         )
 
+    def how_learnt(self) -> relations.Learning:
+        """What relations are learnt by, as learn_taste and relate_items learn them."""
+        return learning(self.taste, self.relating)
+
     @dataclass(frozen=True)
     class Part:
         work: FitWork
@@ -112,7 +118,7 @@ class FitWork:
             work = self.work
             use_threads(1)  # of BLAS, whose sums may depend on it; threads work on whole relations and blocks
             V = text_space(mapped_matrix(work.embeddings), work.taste)
-            likes = read_likes(work.interactions, len(V), work.end, work.users)
+            likes = read_likes(work.interactions, len(V), work.end, work.users, work.taste.most_likes)
             stack = mapped_stack(work.neighbours)
             names = source_names(stack.names)
             chosen, cold = start(work.params, names), cold_start(work.params, names)
@@ -139,7 +145,7 @@ class FitWork:
                 return chosen, metrics
             text = stack.matrices()["text"]
             bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
-            how_learnt, nearest = learning(work.taste), partial(nearest_items, threads=work.threads)
+            how_learnt, nearest = work.how_learnt(), partial(nearest_items, threads=work.threads)
             learnt = relations.from_behaviour(held.known, V, bent, text, how_learnt, nearest, work.threads)
             found = {"text": text, **learnt}
             # What only one of the two logs has, and words, have no weight to fit and keep the one they have.
@@ -161,7 +167,7 @@ class FitWork:
             if len(held.users) < work.params.min_users:
                 return begun, len(held.users)
             bent, _ = smoothed(V, held.known.matrix(), work.taste.smooth_weight)
-            how_learnt, nearest = learning(work.taste), partial(nearest_items, threads=work.threads)
+            how_learnt, nearest = work.how_learnt(), partial(nearest_items, threads=work.threads)
             found = withheld.without(stack.matrices(), held, V, bent, how_learnt, nearest)
             ordered = self._with_segments(found, held.known)
             return withheld.fit(held, ordered, bent, begun, chosen, how), len(held.users)

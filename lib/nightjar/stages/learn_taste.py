@@ -14,18 +14,20 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
-from nightjar.config import LearnTaste, Resources
+from nightjar.config import LearnTaste, RelateItems, Resources
 from nightjar.engines import actors
 from nightjar.engines.nearest import nearest_items
 from nightjar.engines.threads import threads_of, use_threads
 from nightjar.kernels import relations, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.matrix import mapped_matrix, vector_dim
-from nightjar.stage import Metrics, Night, require_rows
+from nightjar.stage import Metrics, Night
+from nightjar.stages.blending.relation_rows import read_relation, relation_rows
 from nightjar.stages.blending.taste_log import fit_text_space, learning, read_likes, smoothed
 from nightjar.stages.users.query_vectors import write_query_vectors
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import (
+    CO_OCCURRENCE,
     INTERACTIONS,
     ITEM_EMBEDDINGS,
     ITEM_TEXT,
@@ -43,17 +45,18 @@ LEAST_NORM = np.float32(1e-2)
 def learn_taste(night: Night, params: LearnTaste, resources: Resources) -> Metrics:
     """Writes a vector for every item, part by part as item_text has them, and a part for each relation."""
     text, embeddings = night.read(ITEM_TEXT), night.read(ITEM_EMBEDDINGS)
-    require_rows(text, "so there is nothing to recommend; look at items_quarantine and the item sources")
     dim = vector_dim(embeddings)
     work = TasteWork(
         text,
         embeddings,
         night.read(QUERY_EMBEDDINGS),
         night.read(INTERACTIONS),
+        night.read(CO_OCCURRENCE),
         night.write(ITEM_VECTORS, dim),
         night.write(NEIGHBOURS),
         night.write(QUERY_VECTORS, dim),
         params,
+        night.config.relate_items,
         night.end,
         threads_of(resources),
     )
@@ -84,10 +87,12 @@ class TasteWork:
     embeddings: Committed
     queries: Committed
     interactions: Committed
+    co_occurrence: Committed
     vectors: Attempt
     neighbours: Attempt
     query_vectors: Attempt
     params: LearnTaste
+    relating: RelateItems
     end: datetime
     threads: int
 
@@ -105,14 +110,15 @@ class TasteWork:
             E = mapped_matrix(work.embeddings)
             space = fit_text_space(E, params)
             V = np.asarray(E) if space is None else taste.whiten(E, space)
-            likes = read_likes(work.interactions, len(V), work.end)
+            likes = read_likes(work.interactions, len(V), work.end, most=params.most_likes)
             liked = likes.matrix()
             bent, reached = smoothed(V, liked, params.smooth_weight)
             vectors = self._vectors(bent, item_norms(likes, params))
-            how = learning(params)
+            how = learning(params, work.relating)
             nearest = partial(nearest_items, threads=work.threads)
             text = relations.from_text(V, how, nearest)
-            learnt = relations.from_behaviour(likes, V, bent, text, how, nearest, work.threads)
+            together = read_relation(work.co_occurrence, len(V))
+            learnt = relations.from_behaviour(likes, V, bent, text, how, nearest, work.threads, together)
             found = {"text": text, **self._by_words(how), **learnt}
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
@@ -154,13 +160,5 @@ def item_norms(likes: Likes, params: LearnTaste) -> np.ndarray:
 
 def neighbour_rows(name: str, relation: sparse.csr_matrix) -> pa.Table:
     """A relation (n_items, n_items) as rows of the neighbours table, one an item."""
-    n = relation.shape[0]
-    offsets = pa.array(relation.indptr.astype(np.int32))
-    return pa.table(
-        {
-            "relation": pa.array([name] * n, pa.string()),
-            "item_num": pa.array(np.arange(n)),
-            "item_nums": pa.ListArray.from_arrays(offsets, pa.array(relation.indices.astype(np.int32))),
-            "scores": pa.ListArray.from_arrays(offsets, pa.array(relation.data.astype(np.float32))),
-        }
-    )
+    names = pa.array([name] * relation.shape[0], pa.string())
+    return relation_rows(relation).add_column(0, "relation", names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -9,36 +11,77 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
 
-from nightjar.config import LearnTaste
+from nightjar.config import LearnTaste, RelateItems
 from nightjar.kernels import als, by_segment, taste
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import Learning
+from nightjar.kernels.signals import Neighbourhood
 from nightjar.store import Committed
 from nightjar.tables import EVERYONE, WEIGHT_ONE
 
 COLUMNS = ["user_id", "item_num", "weight", "strength", "first_liked", "last_liked"]
 
 
-def read_likes(interactions: Committed, n_items: int, end: datetime, users: Committed | None = None) -> Likes:
-    """The pairs that weigh above 0, users numbered bucket by bucket, with the segments of `users` if any."""
-    kinds = (np.int64, np.int64, np.float32, np.float64, np.float64)
-    parts: list[tuple[np.ndarray, ...]] = [tuple(np.zeros(0, kind) for kind in kinds)]
-    n_users, segment_of = 0, Segments()
-    for bucket, entry in enumerate(interactions.parts):
-        rows = interactions.read_part(entry, COLUMNS)
-        liked = (rows["weight"].to_numpy() > 0) & (rows["strength"].to_numpy() > 0)
-        rows = rows.filter(pa.array(liked & rows["last_liked"].is_valid().to_numpy()))
-        if not len(rows):
-            continue
-        user = _codes(rows["user_id"])
-        strength = (rows["strength"].to_numpy() / WEIGHT_ONE).astype(np.float32)
-        first, last = (ages_days(rows[name], end) for name in ("first_liked", "last_liked"))
-        parts.append((user + n_users, rows["item_num"].to_numpy(), strength, first, last))
-        n_users += int(user[-1]) + 1
+def read_likes(
+    interactions: Committed,
+    n_items: int,
+    end: datetime,
+    users: Committed | None = None,
+    most: int | None = None,
+) -> Likes:
+    """The pairs that weigh above 0, users numbered bucket by bucket, with the segments of `users` if any.
+
+    most: of a log of more pairs about as many, all those of users drawn by a hash of their ids, so that the
+    next night draws the same users.
+    """
+    share = 1.0 if most is None else min(most / max(interactions.manifest.rows, 1), 1.0)
+    parts, n_users, segment_of = [_of_nobody(n_items)], 0, Segments()
+    for bucket in range(len(interactions.parts)):
+        likes, user_ids = bucket_likes(interactions, bucket, n_items, end, share)
+        parts.append(replace(likes, user=likes.user + n_users))
+        n_users += likes.n_users
         if users is not None:
-            segment_of.read(users, bucket, pc.unique(rows["user_id"]))
-    user, item, strength, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Likes(user, item, strength, first, last, n_users, n_items, segment_of.codes())
+            segment_of.read(users, bucket, user_ids)
+    return Likes(
+        np.concatenate([part.user for part in parts]),
+        np.concatenate([part.item for part in parts]),
+        np.concatenate([part.strength for part in parts]),
+        np.concatenate([part.first for part in parts]),
+        np.concatenate([part.last for part in parts]),
+        n_users,
+        n_items,
+        segment_of.codes(),
+    )
+
+
+def bucket_likes(
+    interactions: Committed, bucket: int, n_items: int, end: datetime, share: float = 1.0
+) -> tuple[Likes, pa.Array]:
+    """The pairs of one bucket that weigh above 0, and the ids of its users in the order of their numbers."""
+    rows = interactions.read_part(interactions.parts[bucket], COLUMNS)
+    liked = (rows["weight"].to_numpy() > 0) & (rows["strength"].to_numpy() > 0)
+    rows = rows.filter(pa.array(liked & rows["last_liked"].is_valid().to_numpy()))
+    if share < 1:
+        rows = rows.filter(pc.is_in(rows["user_id"], drawn(pc.unique(rows["user_id"]), share)))
+    if not len(rows):
+        return _of_nobody(n_items), pa.array([], pa.string())
+    strength = (rows["strength"].to_numpy() / WEIGHT_ONE).astype(np.float32)
+    first, last = (ages_days(rows[name], end) for name in ("first_liked", "last_liked"))
+    user_ids = pc.unique(rows["user_id"])
+    user = _codes(rows["user_id"])
+    return Likes(user, rows["item_num"].to_numpy(), strength, first, last, len(user_ids), n_items), user_ids
+
+
+def drawn(user_ids: pa.Array, share: float) -> pa.Array:
+    """About this share of the ids, each kept or not by its own hash."""
+    bound = int(share * 2**64)
+    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in user_ids.to_pylist())
+    return user_ids.filter(pa.array([int.from_bytes(digest) < bound for digest in digests], pa.bool_()))
+
+
+def _of_nobody(n_items: int) -> Likes:
+    whole, real = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    return Likes(whole, whole, np.zeros(0, np.float32), real, real, 0, n_items)
 
 
 class Segments:
@@ -100,8 +143,13 @@ def smoothed(V: np.ndarray, liked: sparse.csr_matrix, weight: float) -> tuple[np
     return taste.smooth(V, near, weight), int((near != 0).any(axis=1).sum())
 
 
-def learning(params: LearnTaste) -> Learning:
-    """What the kernel is told of the section."""
+def counting(params: RelateItems) -> Neighbourhood:
+    """What the kernel of co-occurrence is told of the section."""
+    return Neighbourhood(n_neighbours=params.n_neighbours)
+
+
+def learning(params: LearnTaste, relating: RelateItems) -> Learning:
+    """What the kernel is told of the sections."""
     return Learning(
         params.n_neighbours,
         params.text_power,
@@ -117,5 +165,6 @@ def learning(params: LearnTaste) -> Learning:
             params.als_text_ridge,
         ),
         params.bm25_items,
-        params.user_likes,
+        counting(relating),
+        relating.user_likes,
     )
