@@ -455,7 +455,7 @@ ITEM_VECTORS = Table(
 )
 CO_OCCURRENCE = Table(
     "co_occurrence",
-    # Row h: the items that the same users like, and how much more than chance would have it.
+    # Row h: the items that users of item h like too, by cosine.
     _schema(("item_num", LONG), ("item_nums", pa.list_(pa.int32())), ("scores", pa.list_(FLOAT))),
     key=("item_num",),
     checks=(at_least("item_num", 0), neighbour_lists),
