@@ -33,6 +33,8 @@ CODE: tuple[ModuleType | Callable[..., Any], ...] = (
     als,
     bm25,
     signals.co_occurrence,
+    signals.co_occurrence_rows,
+    signals.add_weights,
     signals.cosine_neighbours,
     signals.ease,
 )
