@@ -390,7 +390,11 @@ class LearnTaste(Section):
     text_power: float = Field(2.0, gt=0, description="above 1: one near text counts for more than many far")
     smoothed_power: float = Field(3.0, gt=0)
     ease_items: int = Field(8192, ge=0, description="most liked items that have EASE among them; 0: none")
-    ease_ridge: float = Field(200.0, gt=0, description="in users, added to the diagonal before inverting")
+    ease_ridge: float = Field(
+        200.0,
+        gt=0,
+        description="in users, added to the diagonal before inverting; more where items have over 100 likes",
+    )
     ease_neighbours: Positive = Field(400, description="kept for each item")
     bm25_items: int = Field(
         1000,

@@ -101,7 +101,7 @@ FIT_BLEND = Stage(
     writes=(BLEND, ITEM_SIGNALS),
     # What is popular in a segment; how relations are learnt; whether seen items count.
     also=("weigh_events", "relate_items", "learn_taste", "retrieve"),
-    version=6,
+    version=7,
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",

@@ -12,9 +12,7 @@ import pytest
 from scipy import sparse
 
 from nightjar.config import RelateItems
-from nightjar.kernels import relations
-from nightjar.kernels.als import Factorisation
-from nightjar.kernels.relations import Learning
+from nightjar.kernels.signals import Neighbourhood, co_occurrence
 from nightjar.stages.blending.relation_rows import read_relation
 from nightjar.stages.blending.taste_log import bucket_likes, read_likes
 from nightjar.stages.relate_items import RelatePart
@@ -98,9 +96,9 @@ def test_blocks_of_items_make_what_everybodys_pairs_do(tmp_path: Path, block_ite
     few = related(
         tmp_path, interactions, RelateItems(user_likes=newest, block_items=block_items, n_neighbours=4)
     )
-    whole = relations.signals.co_occurrence(
+    whole = co_occurrence(
         read_likes(interactions, N_ITEMS, END).newest(newest).matrix(),
-        relations.signals.Neighbourhood(n_neighbours=4),
+        Neighbourhood(n_neighbours=4),
     )
     assert (few != whole).nnz == 0
     assert whole.nnz > N_ITEMS
@@ -136,21 +134,3 @@ def test_of_a_log_too_large_whole_users_are_drawn_and_the_same_ones_again(tmp_pa
     assert kept <= again
     assert kept < ids
     assert len(read_likes(interactions, N_ITEMS, END, most=10**9)) == len(everybody)
-
-
-def test_items_that_only_users_not_drawn_like_keep_their_co_occurrence() -> None:
-    """Counted of everybody, it needs nothing borrowed where the likes in memory know nothing."""
-    from tests.unit.test_likes import N_ITEMS as N
-    from tests.unit.test_likes import log as some_log
-
-    everybody = some_log()
-    few = everybody.kept(everybody.user < 8)
-    V = np.eye(N, dtype=np.float32)[:, : N // 2] + np.float32(0.1)
-    V /= np.linalg.norm(V, axis=1, keepdims=True)
-    how = Learning(N, ease_items=0, als=Factorisation(0))
-    text = relations.from_text(V, how)
-    together = relations.signals.co_occurrence(everybody.matrix(), how.together)
-    found = relations.from_behaviour(few, V, V, text, how, together=together)["co_occurrence"]
-    liked = np.bincount(everybody.item, minlength=N) > 0
-    assert (np.bincount(few.item, minlength=N) == 0)[liked].any(), "some are liked by the others alone"
-    assert (found[:, liked] != together[:, liked]).nnz == 0
