@@ -7,7 +7,7 @@ items withheld from the log. In one actor, like learn_taste.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -31,7 +31,7 @@ from nightjar.stages.blending.recipe import (
     start,
     told,
 )
-from nightjar.stages.blending.taste_log import learning, read_likes, smoothed, text_space
+from nightjar.stages.blending.taste_log import counting, learning, read_likes, smoothed, text_space
 from nightjar.store import Attempt, Committed, FileEntry
 from nightjar.tables import BLEND, INTERACTIONS, ITEM_EMBEDDINGS, ITEM_SIGNALS, NEIGHBOURS, USERS
 
@@ -106,8 +106,9 @@ class FitWork:
         )
 
     def how_learnt(self) -> relations.Learning:
-        """What relations are learnt by, as learn_taste and relate_items learn them."""
-        return learning(self.taste, self.relating)
+        """How relations are learnt: as learn_taste does it, with co-occurrence as relate_items counts it."""
+        together, user_likes = counting(self.relating), self.relating.user_likes
+        return replace(learning(self.taste), together=together, user_likes=user_likes)
 
     @dataclass(frozen=True)
     class Part:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
-from nightjar.config import LearnTaste, RelateItems, Resources
+from nightjar.config import LearnTaste, Resources
 from nightjar.engines import actors
 from nightjar.engines.nearest import nearest_items
 from nightjar.engines.threads import threads_of, use_threads
@@ -56,7 +56,6 @@ def learn_taste(night: Night, params: LearnTaste, resources: Resources) -> Metri
         night.write(NEIGHBOURS),
         night.write(QUERY_VECTORS, dim),
         params,
-        night.config.relate_items,
         night.end,
         threads_of(resources),
     )
@@ -92,7 +91,6 @@ class TasteWork:
     neighbours: Attempt
     query_vectors: Attempt
     params: LearnTaste
-    relating: RelateItems
     end: datetime
     threads: int
 
@@ -114,7 +112,7 @@ class TasteWork:
             liked = likes.matrix()
             bent, reached = smoothed(V, liked, params.smooth_weight)
             vectors = self._vectors(bent, item_norms(likes, params))
-            how = learning(params, work.relating)
+            how = learning(params)
             nearest = partial(nearest_items, threads=work.threads)
             text = relations.from_text(V, how, nearest)
             together = read_relation(work.co_occurrence, len(V))

@@ -67,8 +67,8 @@ def bucket_likes(
         return _of_nobody(n_items), pa.array([], pa.string())
     strength = (rows["strength"].to_numpy() / WEIGHT_ONE).astype(np.float32)
     first, last = (ages_days(rows[name], end) for name in ("first_liked", "last_liked"))
-    user_ids = pc.unique(rows["user_id"])
-    user = _codes(rows["user_id"])
+    encoded = rows["user_id"].combine_chunks().dictionary_encode()
+    user, user_ids = np.asarray(encoded.indices.to_numpy(), np.int64), encoded.dictionary
     return Likes(user, rows["item_num"].to_numpy(), strength, first, last, len(user_ids), n_items), user_ids
 
 
@@ -109,12 +109,6 @@ class Segments:
         return np.asarray(rows[found])
 
 
-def _codes(user_ids: pa.ChunkedArray) -> np.ndarray:
-    """0, 0, 1, … for sorted ids, int64."""
-    encoded = user_ids.combine_chunks().dictionary_encode()
-    return np.asarray(encoded.indices.to_numpy(), np.int64)
-
-
 def ages_days(times: pa.ChunkedArray, end: datetime) -> np.ndarray:
     """Days before `end` of a time column without nulls, float64."""
     micros = times.cast(pa.int64()).to_numpy()
@@ -148,8 +142,8 @@ def counting(params: RelateItems) -> Neighbourhood:
     return Neighbourhood(n_neighbours=params.n_neighbours)
 
 
-def learning(params: LearnTaste, relating: RelateItems) -> Learning:
-    """What the kernel is told of the sections."""
+def learning(params: LearnTaste) -> Learning:
+    """What the kernel is told of the section."""
     return Learning(
         params.n_neighbours,
         params.text_power,
@@ -165,6 +159,4 @@ def learning(params: LearnTaste, relating: RelateItems) -> Learning:
             params.als_text_ridge,
         ),
         params.bm25_items,
-        counting(relating),
-        relating.user_likes,
     )
