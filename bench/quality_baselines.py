@@ -21,6 +21,7 @@ from nightjar.kernels.signals import (
     cosine_neighbours,
     decay,
     ease,
+    inverse_gram,
 )
 
 F32 = NDArray[np.float32]
@@ -62,14 +63,28 @@ def rp3beta(split: Split, beta: float, n_neighbours: int) -> Scorer:
     return relation(co_occurrence(split.liked, Neighbourhood(n_neighbours, 1.0, 0.0, 1.0, beta)))
 
 
-def linear_autoencoder(split: Split, ridge: float, most_items: int) -> Scorer:
-    """EASE (Steck 2019) of the `most_items` items that most users liked; the others get no score."""
+def linear_autoencoder(split: Split, ridge: float, most_items: int, n_neighbours: int | None) -> Scorer:
+    """EASE (Steck 2019) of the `most_items` items that most users liked; the others get no score.
+
+    n_neighbours: strongest weights kept of each item, which serves thin logs better; None: all, as published.
+    """
     counts = np.asarray(split.liked.sum(axis=0)).ravel()
     kept = np.zeros(len(counts), np.float32)
     kept[np.argsort(-counts, kind="stable")[:most_items]] = 1
     liked = (split.liked @ sparse.diags(kept)).tocsr()
     liked.eliminate_zeros()
-    return relation(ease(liked, ridge, 400))
+    if n_neighbours is not None:
+        return relation(ease(liked, ridge, n_neighbours))
+    used, weights = inverse_gram(liked, ridge)
+    weights /= -np.diag(weights).copy()
+    np.fill_diagonal(weights, 0)
+
+    def score(history: sparse.csr_matrix) -> NDArray[np.floating]:
+        found = np.zeros(history.shape, np.float32)
+        found[:, used] = history[:, used] @ weights
+        return found
+
+    return score
 
 
 def smoothed_knn(split: Split, V: F32, power: float) -> Scorer:

@@ -75,8 +75,8 @@ def methods(log: Log, V: F32, E: F32) -> list[Method]:
         ),
         Method(
             "EASE",
-            lambda s, ridge: single.linear_autoencoder(s, ridge, EASE_ITEMS),
-            over([{"ridge": r} for r in (50.0, 200.0, 500.0)], AGES),
+            lambda s, ridge, n_neighbours: single.linear_autoencoder(s, ridge, EASE_ITEMS, n_neighbours),
+            over([{"ridge": r, "n_neighbours": m} for m in (400, None) for r in (50.0, 200.0, 500.0)], AGES),
         ),
         Method(
             "iALS",

@@ -298,7 +298,8 @@ class WeighEvents(Section):
 
     users: tuple[UserSource, ...] = ()
     half_life_days: float = Field(120.0, gt=0)
-    history_cap: Positive = Field(200, description="most recent items of a user that shape the profile")
+    history_cap: Positive = Field(2000, description="most recent items of a user that shape the profile")
+    text_cap: Positive = Field(200, description="most recent texts of a user that shape the profile")
     popularity_half_life_days: float = Field(14.0, gt=0)
     popularity_items: Positive = Field(2000, description="most popular items kept for each segment")
     user_parts: Positive = Field(8, description="buckets of users; every user table has a file for each")

@@ -111,7 +111,7 @@ def test_the_length_of_a_source_is_that_over_the_whole_catalogue() -> None:
     held = withheld.withhold(likes, 0.5, Fit())
     chosen = Chosen(30.0, None, fusion.Recipe((1.0, 1.0, 1.0), 0.3, 0.5))
     _, fresh = fitting.by_recency(held.known, 30.0)
-    scores = fitting.by_history(held.known, held.users, both, V, None)
+    scores = fitting.by_history(held.known, held.users, both, V, None, 2000)
     for one in scores:
         whole = one.toarray() * fresh**chosen.recipe.exponent
         wanted = one.toarray()[:, held.cold] / np.linalg.norm(whole, axis=1, keepdims=True)

@@ -59,7 +59,8 @@ class Fit:
     """users: how many to fit on, at most; doubt: standard errors that a gain must exceed; pool_depth:
     candidates of each source; exclude_seen: what was liked before is neither proposed nor truth; threads: how
     many work at it; segments: liked items at which segments of users begin, beside those with fewer;
-    segment_users: with fewer in the sample a segment has the weights of all."""
+    segment_users: with fewer in the sample a segment has the weights of all; history_cap: newest liked items
+    of a user that a history has."""
 
     users: int = 2000
     doubt: float = 0.5
@@ -69,6 +70,7 @@ class Fit:
     threads: int = 1
     segments: tuple[int, ...] = ()
     segment_users: int = 200
+    history_cap: int = 2000
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,15 @@ def half_lives(days: tuple[float, ...], span_days: float) -> tuple[float, ...]:
 
 
 def sources(
-    known: Likes, users: I64, relations: Mapping[str, sparse.csr_matrix], V: F32, chosen: Chosen
+    known: Likes,
+    users: I64,
+    relations: Mapping[str, sparse.csr_matrix],
+    V: F32,
+    chosen: Chosen,
+    history_cap: int = Fit.history_cap,
 ) -> fusion.Sources:
     """What the scores of these users are made of: relations, then vectors, V being the items' directions."""
-    scores = by_history(known, users, relations, V, chosen.history_days)
+    scores = by_history(known, users, relations, V, chosen.history_days, history_cap)
     return fusion.Sources(scores, *by_recency(known, chosen.recency_days))
 
 
@@ -128,12 +135,17 @@ def by_history(
     relations: Mapping[str, sparse.csr_matrix],
     V: F32,
     history_days: float | None,
+    history_cap: int,
 ) -> tuple[fusion.Source, ...]:
-    """What each source makes of these users' histories, and of the segment they belong to."""
-    x = known.histories(history_days)[users]
-    starts = dict.fromkeys(FROM_NEWEST, known.recent()[users])
+    """What each source makes of these users' histories, their `history_cap` newest items, and of the segment
+    they belong to."""
+    asked = np.zeros(known.n_users, bool)
+    asked[users] = True
+    mine = known.kept(asked[known.user]).newest(history_cap)
+    x = mine.histories(history_days)[users]
+    starts = dict.fromkeys(FROM_NEWEST, mine.recent()[users])
     starts[by_segment.NAME] = by_segment.belongs(known)[users]
-    profile = fusion.Product(taste.unit_rows(known.weights(history_days)[users] @ V), V)
+    profile = fusion.Product(taste.unit_rows(mine.weights(history_days)[users] @ V), V)
     scores = ((starts.get(name, x) @ one).tocsr() for name, one in relations.items())
     return (*scores, profile)
 
@@ -169,7 +181,8 @@ def fit(
     def pool(one: Chosen) -> fusion.Pool:
         if one.history_days not in scored:
             scored.clear()
-            scored[one.history_days] = by_history(held.known, held.users, relations, V, one.history_days)
+            days, cap = one.history_days, how.history_cap
+            scored[days] = by_history(held.known, held.users, relations, V, days, cap)
         made = fusion.Sources(scored[one.history_days], *by_recency(held.known, one.recency_days))
         return fusion.make_pool(made, truth, held.barred, how.pool_depth, how.threads)
 

@@ -177,16 +177,9 @@ def ease(X: sparse.csr_matrix, ridge: float, n_neighbours: int) -> sparse.csr_ma
     and n_items³ multiplications: for catalogues of some 10,000 items. Items nobody chose get neither row nor
     column. Weights below 0 are kept where they are among the strongest: they say what does not go together.
     """
-    if ridge <= 0:
-        raise ConfigError(
-            f"the ridge of EASE must be above 0, not {ridge}; without it the inverse may not exist"
-        )
-    used = np.flatnonzero(np.asarray((X != 0).sum(axis=0)).ravel())
+    used, inverse = inverse_gram(X, ridge)
     if not len(used):
         return sparse.csr_matrix((X.shape[1], X.shape[1]), dtype=np.float32)
-    gram = (X[:, used].T @ X[:, used]).toarray().astype(np.float32, order="F")
-    gram[np.diag_indices_from(gram)] += np.float32(ridge)
-    inverse = _inverse(gram)
     scale = -1.0 / np.diag(inverse).astype(np.float64)
     rows = []
     for start in range(0, len(used), BLOCK):
@@ -199,6 +192,23 @@ def ease(X: sparse.csr_matrix, ridge: float, n_neighbours: int) -> sparse.csr_ma
     indptr = np.zeros(X.shape[1] + 1, np.int64)
     indptr[used + 1] = np.diff(small.indptr)
     return sparse.csr_matrix((small.data, small.indices, np.cumsum(indptr)), (X.shape[1], X.shape[1]))
+
+
+def inverse_gram(X: sparse.csr_matrix, ridge: float) -> tuple[I64, F32]:
+    """What EASE is read off: the m items somebody chose, and (XᵀX + λI)⁻¹ among them, (m, m) float32.
+
+    The weight from item i to j ≠ i is −P_ij / P_jj. Raises ConfigError for a ridge that gives no inverse.
+    """
+    if ridge <= 0:
+        raise ConfigError(
+            f"the ridge of EASE must be above 0, not {ridge}; without it the inverse may not exist"
+        )
+    used = np.flatnonzero(np.asarray((X != 0).sum(axis=0)).ravel())
+    if not len(used):
+        return used, np.zeros((0, 0), np.float32)
+    gram = (X[:, used].T @ X[:, used]).toarray().astype(np.float32, order="F")
+    gram[np.diag_indices_from(gram)] += np.float32(ridge)
+    return used, _inverse(gram)
 
 
 def _inverse(gram: F32) -> F32:

@@ -95,7 +95,8 @@ def fit(
     relations and V (n_items, d), the items' directions, as `without` has them; half-lives and the exponent of
     freshness are those chosen. Sources keep the length they have over the whole catalogue, as in a night.
     """
-    scores = fitting.by_history(held.known, held.users, relations, V, chosen.history_days)
+    days, cap = chosen.history_days, how.history_cap
+    scores = fitting.by_history(held.known, held.users, relations, V, days, cap)
     _, fresh = fitting.by_recency(held.known, chosen.recency_days)
     fresh = fresh**chosen.recipe.exponent
     n_cold = int(held.cold.sum())

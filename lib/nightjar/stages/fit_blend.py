@@ -103,6 +103,7 @@ class FitWork:
             threads=self.threads,
             segments=params.segments,
             segment_users=params.segment_users,
+            history_cap=self.weighing.history_cap,
         )
 
     def how_learnt(self) -> relations.Learning:

@@ -40,7 +40,7 @@ def write_user_texts(session: SparkSession, night: Night, params: WeighEvents, w
     frames = [*_logged(cleaning, params, wordings), *_stated(params, wordings)]
     if not frames:
         return _write_nothing(night, params)
-    said = _summed(reduce(DataFrame.unionByName, frames), cleaning.max_query_chars, params.history_cap)
+    said = _summed(reduce(DataFrame.unionByName, frames), cleaning.max_query_chars, params.text_cap)
     said = said.persist()
     try:
         with spark.spark_errors(USER_TEXTS.name):
