@@ -166,6 +166,18 @@ def test_what_users_wrote_weighs_what_its_events_weigh(ran: Ran) -> None:
     assert ran.results["weigh_events"].metrics["user_texts"] == 10
 
 
+def test_the_newest_texts_of_a_user_count_up_to_a_cap(ran: Ran, tmp_path: Path) -> None:
+    night = a_night(tmp_path, ran.users_csv, weigh_events={"text_cap": 1})
+    world.commit_world(ran.world, night)
+    (weigh,) = (stage for stage in STAGES if stage.name == "weigh_events")
+    run_stage(weigh, function_of(weigh), night, raw_inputs(weigh, night.config, night.ds))
+    texts = night.dataset(QUERY_TEXT).require("weigh_events").read()["text"].to_pylist()
+    rows = night.dataset(USER_TEXTS).require("weigh_events").read().to_pylist()
+    said = {row["user_id"]: texts[row["text_num"]] for row in rows}
+    assert len(rows) == len(said)
+    assert said["searcher2"] == "jazz chord" and said["fresh1"] == INTERESTS["fresh1"]
+
+
 def test_queries_are_encoded_as_sentence_transformers_does(ran: Ran) -> None:
     import sentence_transformers as st
 

@@ -116,3 +116,27 @@ def test_the_longest_half_life_holds_unless_users_decide_against_it() -> None:
         loss = noise[:n_users] - noise[:n_users].mean()
         loss += 0.4 * loss.std() / n_users**0.5
         assert fitting._last_undecided([best[:n_users], best[:n_users] - loss], 0.5) == at
+
+
+def test_a_fit_starts_from_histories_as_short_as_they_are_served() -> None:
+    """Against a walk over each user's newest items, ties of time to the lower number."""
+    rng = np.random.default_rng(8)
+    n_users, n_items, cap = 40, 60, 7
+    pairs = sorted({(int(u), int(i)) for u, i in rng.integers(0, (n_users, n_items), (900, 2))})
+    user, item = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
+    ages = rng.integers(1, 30, len(user)).astype(np.float64)
+    likes = Likes(user, item, np.ones(len(user), np.float32), ages, ages, n_users, n_items)
+    S = sparse.csr_matrix(rng.random((n_items, n_items)).astype(np.float32))
+    V = rng.standard_normal((n_items, 5)).astype(np.float32)
+    asked = np.array([3, 4, 9, 30])
+    relation, profile = fitting.by_history(likes, asked, {"any": S}, V, None, cap)
+    for row, one in enumerate(asked.tolist()):
+        newest = sorted((age, int(its)) for who, its, age in zip(user, item, ages, strict=True) if who == one)
+        assert len(newest) > cap
+        mine = [its for _, its in newest[:cap]]
+        expected = np.asarray(S[mine].sum(axis=0)).ravel()
+        np.testing.assert_allclose(relation[row].toarray().ravel(), expected, rtol=1e-5)
+        direction = V[mine].sum(axis=0)
+        np.testing.assert_allclose(
+            profile[row].toarray().ravel(), V @ (direction / np.linalg.norm(direction)), rtol=1e-4, atol=1e-5
+        )
