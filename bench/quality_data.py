@@ -72,7 +72,12 @@ def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_cloc
     root = folder or Path(os.environ.get("NIGHTJAR_DATA", "../shared/data"))
     path = Path(name)
     if name in READERS:
-        frame = READERS[name](root)
+        try:
+            frame = READERS[name](root)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{error.filename or root}: not there; set NIGHTJAR_DATA to the folder that holds {name}"
+            ) from None
     elif (path / "interactions.parquet").exists():
         frame = _reviews(path)
     else:

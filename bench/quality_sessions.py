@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from bench.quality_data import read_log
+from nightjar.job import guarded
 
 F64, I64 = NDArray[np.float64], NDArray[np.int64]
 USERS, FILMS, FACTORS = 6_000, 3_500, 24
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)
