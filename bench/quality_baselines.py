@@ -15,6 +15,7 @@ from scipy import sparse
 from bench.quality_data import Split
 from nightjar.kernels import als, taste
 from nightjar.kernels.bm25 import bm25, word_counts
+from nightjar.kernels.relations import most_liked
 from nightjar.kernels.signals import (
     Neighbourhood,
     co_occurrence,
@@ -68,11 +69,7 @@ def linear_autoencoder(split: Split, ridge: float, most_items: int, n_neighbours
 
     n_neighbours: strongest weights kept of each item, which serves thin logs better; None: all, as published.
     """
-    counts = np.asarray(split.liked.sum(axis=0)).ravel()
-    kept = np.zeros(len(counts), np.float32)
-    kept[np.argsort(-counts, kind="stable")[:most_items]] = 1
-    liked = (split.liked @ sparse.diags(kept)).tocsr()
-    liked.eliminate_zeros()
+    liked = most_liked(split.liked, most_items)
     if n_neighbours is not None:
         return relation(ease(liked, ridge, n_neighbours))
     used, weights = inverse_gram(liked, ridge)
