@@ -228,7 +228,8 @@ class Blend:
         x, w = {}, {}
         for item in profile:
             age = (newest - self.last[user, item]) / timedelta(days=1)
-            strength, left = self.strengths[user, item] / ONE, 2 ** (-age / fit.history_days)
+            strength, floor = self.strengths[user, item] / ONE, fit.history_floor
+            left = floor + (1 - floor) * 2 ** (-age / fit.history_days)
             x[item] = math.copysign(math.sqrt(abs(strength)), strength) * left
             w[item] = strength * left
         newer = {

@@ -439,6 +439,7 @@ class FitBlend(Section):
     )
     recency_days: float = Field(30.0, gt=0, description="half-life of recent popularity and of freshness")
     history_days: float = Field(120.0, gt=0, description="half-life of a history, back from its newest like")
+    history_floor: Share = Field(0.5, description="what an item of a history still counts, however old")
     users: Positive = Field(2000, description="users to fit on; the window held back is as long as it takes")
     min_users: Positive = Field(50, description="with fewer the weights stay as they are")
     max_share: float = Field(0.2, gt=0, lt=1, description="of all likes, the most that may be held back")

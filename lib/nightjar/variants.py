@@ -33,7 +33,7 @@ from nightjar.tables import BLEND, RECOMMENDATIONS, USER_TEXTS
 FRESHNESS = "freshness_exponent"
 COLD = "cold_"
 """Prefix of a source's weight for items that nobody liked yet."""
-HALF_LIVES = ("history_days", "recency_days")
+FADING = ("history_days", "history_floor", "recency_days")
 """Rows of the blend table that are no weight."""
 ONLY_WEIGHED = ("weight", "half_life_days", "negative", "value_weight", "words")
 """Keys of a scene or kind of event that cleaning does not look at."""
@@ -54,7 +54,7 @@ class Variant:
 def ablations(night: Night) -> list[Variant]:
     """Without each signal that the night blends, each scene, kind of event and kind of words it has."""
     rows = night.dataset(BLEND).require(FIT_BLEND.name).read(["name", "value"]).to_pylist()
-    names = {row["name"].removeprefix(COLD) for row in rows if row["value"]} - set(HALF_LIVES)
+    names = {row["name"].removeprefix(COLD) for row in rows if row["value"]} - set(FADING)
     named = {name: "freshness" if name == FRESHNESS else name for name in sorted(names)}
     made = [Variant(said, RANK, without=(name, f"{COLD}{name}")) for name, said in named.items()]
     scenes = night.config.clean_events.scenes

@@ -93,9 +93,8 @@ def a_night(root: Path, users_csv: Path, **sections: Any) -> Night:
         **sections.pop("weigh_events", {}),
     }
     cleaning = {"scenes": SCENES}
-    return world.night(
-        root, weigh_events=weigh, clean_events=cleaning, fit_blend={"history_days": HALF_LIFE}, **sections
-    )
+    fading = {"history_days": HALF_LIFE, "history_floor": 0.0}
+    return world.night(root, weigh_events=weigh, clean_events=cleaning, fit_blend=fading, **sections)
 
 
 def run(night: Night, world_: world.World) -> dict[str, StageResult]:

@@ -14,6 +14,7 @@ from scipy import sparse
 from nightjar.kernels import by_segment, fitting, fusion
 from nightjar.kernels.fitting import Chosen, Fit
 from nightjar.kernels.likes import Likes
+from nightjar.kernels.signals import Fading
 from nightjar.stages.blending.blender import _by_segment
 from nightjar.stages.blending.taste_log import read_likes
 from nightjar.store import Dataset, Store
@@ -21,7 +22,7 @@ from nightjar.tables import INTERACTIONS, POPULARITY, USERS, WEIGHT_ONE
 from tests.unit.committed_rows import commit
 
 N_USERS, N_ITEMS = 400, 60
-START = Chosen(30.0, None, fusion.Recipe((1.0, 0.0, 0.25), 1.0, 0.0))
+START = Chosen(30.0, Fading(), fusion.Recipe((1.0, 0.0, 0.25), 1.0, 0.0))
 HOW = Fit(pool_depth=30)
 
 

@@ -13,13 +13,14 @@ from scipy import sparse
 from nightjar.kernels import fitting, fusion
 from nightjar.kernels.fitting import Chosen, Fit
 from nightjar.kernels.likes import Likes
+from nightjar.kernels.signals import Fading
 from nightjar.stages.blending.recipe import blend_rows, choice_of, cold_weights, read_blend
 from nightjar.store import Dataset, Store
 from nightjar.tables import BLEND
 from tests.unit.committed_rows import commit
 
 N_USERS, N_ITEMS, PAIRED = 600, 120, 110
-START = Chosen(7.0, None, fusion.Recipe((1.0, 1.0), 0.5, 0.0))
+START = Chosen(7.0, Fading(), fusion.Recipe((1.0, 1.0), 0.5, 0.0))
 
 
 def log() -> Likes:
@@ -93,7 +94,7 @@ def test_a_choice_comes_back_as_it_was_written(tmp_path: Path) -> None:
     cold_ones = (0.25, 0.5)
     own = fusion.Recipe((0.0, 2.0), 0.0, 0.5), fusion.Recipe((4.0, 0.25), 1.5, 0.5)
     for by_activity in ((), ((5, own[0]),), ((5, own[0]), (20, own[1]))):
-        chosen = replace(begun, history_days=None if by_activity else 30.0, by_activity=by_activity)
+        chosen = replace(begun, history=Fading(None if by_activity else 30.0, 0.25), by_activity=by_activity)
         store, ds = Store(str(tmp_path / str(len(by_activity)))), date(2026, 1, 1)
         commit(store, BLEND, ds, [blend_rows(choice_of(cold_ones, chosen, ("text",)))])
         found, cold = read_blend(Dataset(store, BLEND, str(ds)).require("it"), ("text",))
@@ -129,7 +130,7 @@ def test_a_fit_starts_from_histories_as_short_as_they_are_served() -> None:
     S = sparse.csr_matrix(rng.random((n_items, n_items)).astype(np.float32))
     V = rng.standard_normal((n_items, 5)).astype(np.float32)
     asked = np.array([3, 4, 9, 30])
-    relation, profile = fitting.by_history(likes, asked, {"any": S}, V, None, cap)
+    relation, profile = fitting.by_history(likes, asked, {"any": S}, V, Fading(), cap)
     for row, one in enumerate(asked.tolist()):
         newest = sorted((age, int(its)) for who, its, age in zip(user, item, ages, strict=True) if who == one)
         assert len(newest) > cap
@@ -140,3 +141,34 @@ def test_a_fit_starts_from_histories_as_short_as_they_are_served() -> None:
         np.testing.assert_allclose(
             profile[row].toarray().ravel(), V @ (direction / np.linalg.norm(direction)), rtol=1e-4, atol=1e-5
         )
+
+
+TOPICS, OF_EACH = 8, 40
+
+
+def moved_on(share: float) -> Likes:
+    """Everyone has 20 old likes of one topic and four recent ones of another, to which this share of users
+    comes back for what they like last; the others do for the first."""
+    rng = np.random.default_rng(4)
+    pairs = []
+    for user in range(N_USERS):
+        old, new = rng.choice(TOPICS, 2, replace=False) * OF_EACH
+        olds, news = old + rng.permutation(OF_EACH), new + rng.permutation(OF_EACH)
+        last = news[4] if rng.random() < share else olds[20]
+        of_user = [*((item, 300.0) for item in olds[:20]), *((item, 20.0) for item in news[:4]), (last, 1.0)]
+        pairs += sorted((user, int(item), age) for item, age in of_user)
+    user_of, item_of, ages = (np.array(column) for column in zip(*pairs, strict=True))
+    ones = np.ones(len(ages), np.float32)
+    return Likes(user_of, item_of, ones, ages, ages, N_USERS, TOPICS * OF_EACH)
+
+
+@pytest.mark.parametrize(("share", "forgotten"), [(0.95, True), (0.5, False), (0.05, False)])
+def test_what_is_old_is_forgotten_only_where_users_have_moved_on(share: float, forgotten: bool) -> None:
+    likes, how = moved_on(share), Fit(pool_depth=40)
+    held = fitting.hold_back(likes, 5.0, how)
+    topic = np.arange(likes.n_items) // OF_EACH
+    alike = {"alike": sparse.csr_matrix((topic[:, None] == topic).astype(np.float32))}
+    V = np.random.default_rng(0).standard_normal((likes.n_items, 6)).astype(np.float32)
+    start = Chosen(30.0, Fading(120.0, 0.5), fusion.Recipe((1.0, 0.0), 0.1, 0.0))
+    history = fitting.fit(held, alike, V, start, how).history
+    assert (history.half_life_days is not None and history.floor == 0.0) == forgotten

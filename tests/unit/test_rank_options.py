@@ -85,7 +85,7 @@ def test_users_of_each_segment_have_its_weights(tmp_path: Path) -> None:
     short = n_items < begin
     assert 5 < short.sum() < N_USERS - 5
     one, other = (night.dataset(BLEND).require("x").read() for night in nights)
-    everybody = ("freshness_exponent", "recency_days", "history_days")
+    everybody = ("freshness_exponent", "recency_days", "history_days", "history_floor")
     own = other.filter([name not in everybody for name in other["name"].to_pylist()])
     own = own.set_column(0, own.schema.field(0), pa.array([begin] * len(own)))
     commit(nights[0], BLEND, [pa.concat_tables([one, own])], "both")

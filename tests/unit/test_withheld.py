@@ -11,6 +11,7 @@ from nightjar.kernels.als import Factorisation
 from nightjar.kernels.fitting import Chosen, Fit
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import Learning
+from nightjar.kernels.signals import Fading
 
 N_USERS, N_ITEMS, N_TOPICS = 300, 120, 12
 HOW = Learning(n_neighbours=N_ITEMS, ease_ridge=5.0, ease_neighbours=N_ITEMS)
@@ -99,7 +100,7 @@ def planted(which: str) -> tuple[Likes, dict[str, sparse.csr_matrix], np.ndarray
 def test_the_source_that_finds_new_items_gets_the_weight(which: str, best: int) -> None:
     likes, both, V = planted(which)
     held = withheld.withhold(likes, 0.5, Fit())
-    chosen = Chosen(30.0, None, fusion.Recipe((1.0, 1.0, 1.0), 0.3, 0.5))
+    chosen = Chosen(30.0, Fading(), fusion.Recipe((1.0, 1.0, 1.0), 0.3, 0.5))
     found = withheld.fit(held, both, V, (1.0, 1.0, 1.0), chosen, Fit(pool_depth=40))
     assert found[best] == max(found) and found[best] > 2 * found[1 - best]
     assert sum(found) == pytest.approx(3.0)
@@ -109,9 +110,9 @@ def test_the_length_of_a_source_is_that_over_the_whole_catalogue() -> None:
     """A source whose scores lie on warm items counts as little for the withheld as it does in a night."""
     likes, both, V = planted("text")
     held = withheld.withhold(likes, 0.5, Fit())
-    chosen = Chosen(30.0, None, fusion.Recipe((1.0, 1.0, 1.0), 0.3, 0.5))
+    chosen = Chosen(30.0, Fading(), fusion.Recipe((1.0, 1.0, 1.0), 0.3, 0.5))
     _, fresh = fitting.by_recency(held.known, 30.0)
-    scores = fitting.by_history(held.known, held.users, both, V, None, 2000)
+    scores = fitting.by_history(held.known, held.users, both, V, Fading(), 2000)
     for one in scores:
         whole = one.toarray() * fresh**chosen.recipe.exponent
         wanted = one.toarray()[:, held.cold] / np.linalg.norm(whole, axis=1, keepdims=True)
@@ -124,7 +125,7 @@ def test_a_fit_in_doubt_leaves_the_weights() -> None:
     held = withheld.withhold(likes, 0.5, Fit(users=60))
     nothing = {name: sparse.csr_matrix(one.shape, dtype=np.float32) for name, one in both.items()}
     begun = 0.5, 2.0, 0.0
-    chosen = Chosen(30.0, None, fusion.Recipe(begun, 0.3, 0.5))
+    chosen = Chosen(30.0, Fading(), fusion.Recipe(begun, 0.3, 0.5))
     assert withheld.fit(held, nothing, V, begun, chosen, Fit()) == begun
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nightjar.kernels.interactions import Histories, histories
+from nightjar.kernels.signals import Fading
 from nightjar.kernels.words import AGELESS, Spoken, spoken, with_speakers
 
 DAY = 86_400_000_000
@@ -29,7 +30,7 @@ def texts(*rows: tuple[str, int, float, int | None]) -> Spoken:
     )
 
 
-def slow(said: Spoken, mine: Histories, T: np.ndarray, half_life: float | None) -> np.ndarray:
+def slow(said: Spoken, mine: Histories, T: np.ndarray, half_life: float | None, floor: float) -> np.ndarray:
     """The same by its definition."""
     out = np.zeros((len(mine), T.shape[1]))
     for row, user in enumerate(mine.user_ids):
@@ -43,14 +44,14 @@ def slow(said: Spoken, mine: Histories, T: np.ndarray, half_life: float | None) 
             for entry in entries:
                 time = int(said.times[entry])
                 age = 0.0 if time == AGELESS else (newest - time) / DAY
-                fade = 1.0 if half_life is None else 2.0 ** (-age / half_life)
+                fade = 1.0 if half_life is None else floor + (1 - floor) * 2.0 ** (-age / half_life)
                 out[row] += float(said.strengths[entry]) * fade * T[said.text_nums[entry]]
     return out
 
 
-@pytest.mark.parametrize("half_life", [None, 3.0, 40.0])
+@pytest.mark.parametrize(("half_life", "floor"), [(None, 0.0), (3.0, 0.0), (40.0, 0.0), (3.0, 0.25)])
 @pytest.mark.parametrize("seed", range(4))
-def test_sums_equal_plain_loops(half_life: float | None, seed: int) -> None:
+def test_sums_equal_plain_loops(half_life: float | None, floor: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     T = rng.standard_normal((9, D)).astype(np.float32)
     names = [f"u{n}" for n in range(8)]
@@ -69,22 +70,22 @@ def test_sums_equal_plain_loops(half_life: float | None, seed: int) -> None:
         (user, item, int(rng.integers(30))) for user in names[::2] for item in range(int(rng.integers(1, 3)))
     ]
     mine = history(*items).aligned(np.array([*names, "zz"], object))
-    got = said.sums(mine, T, half_life)
+    got = said.sums(mine, T, Fading(half_life, floor))
     assert got.shape == (9, D)
     assert got.dtype == np.float32
-    np.testing.assert_allclose(got, slow(said, mine, T, half_life), rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(got, slow(said, mine, T, half_life, floor), rtol=2e-5, atol=1e-5)
 
 
 def test_a_text_long_after_the_last_item_stays_finite() -> None:
     said = texts(("a", 0, 1.0, 30_000))
-    sums = said.sums(history(("a", 1, 0)), np.ones((1, D), np.float32), 0.5)
+    sums = said.sums(history(("a", 1, 0)), np.ones((1, D), np.float32), Fading(0.5))
     assert np.isfinite(sums).all()
     assert sums[0, 0] == pytest.approx(2.0**64, rel=1e-6)
 
 
 def test_nobody_wrote_anything() -> None:
     said = texts()
-    sums = said.sums(history(("a", 1, 0)), np.zeros((0, D), np.float32), 10.0)
+    sums = said.sums(history(("a", 1, 0)), np.zeros((0, D), np.float32), Fading(10.0))
     assert np.array_equal(sums, np.zeros((1, D), np.float32))
     assert not said.only_stated(np.array(["a"], object)).any()
 

@@ -15,7 +15,7 @@ from scipy import sparse
 from nightjar.kernels import by_segment, fusion, signals, taste
 from nightjar.kernels.likes import Likes
 from nightjar.kernels.relations import FROM_NEWEST
-from nightjar.kernels.signals import F32, F64, I64
+from nightjar.kernels.signals import F32, F64, I64, Fading
 
 LENGTHS = (20, 100)
 CATALOGUE_SHARE = 20
@@ -25,6 +25,10 @@ RECENCY_DAYS = (0.5, 2.0, 7.0, 30.0, 120.0, 480.0)
 LONGER_DAYS = (0.5, 1.0, 2.0, 4.0, 7.0, 14.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 """Half-lives of recency tried after the best of RECENCY_DAYS, from there on."""
 HISTORY_DAYS = (2.0, 7.0, 30.0, 120.0, 480.0)
+KEPT = Fading(None)
+"""A history that does not fade."""
+CERTAIN = 2.0
+"""Standard errors by which histories that leave nothing of what is old must be better."""
 SPANS = (1 / 1500, 1.0)
 """Half-lives that are tried, as shares of the days a log spans: much shorter ones forget nearly everything,
 longer ones nothing. News live by hours, and reviews of fourteen years do not."""
@@ -32,7 +36,7 @@ longer ones nothing. News live by hours, and reviews of fourteen years do not.""
 
 @dataclass(frozen=True)
 class Chosen:
-    """Half-lives in days of recent popularity and of a history (None: it does not fade), and the recipe.
+    """Half-life in days of recent popularity, how a history fades, and the recipe.
 
     The recipe's weights are of the relations in their order, then of the vectors. by_activity: the recipe of
     users with so many liked items in their history and more, ascending, `recipe` being of those with fewer;
@@ -40,7 +44,7 @@ class Chosen:
     """
 
     recency_days: float
-    history_days: float | None
+    history: Fading
     recipe: fusion.Recipe
     by_activity: tuple[tuple[int, fusion.Recipe], ...] = ()
 
@@ -125,7 +129,7 @@ def sources(
     history_cap: int = Fit.history_cap,
 ) -> fusion.Sources:
     """What the scores of these users are made of: relations, then vectors, V being the items' directions."""
-    scores = by_history(known, users, relations, V, chosen.history_days, history_cap)
+    scores = by_history(known, users, relations, V, chosen.history, history_cap)
     return fusion.Sources(scores, *by_recency(known, chosen.recency_days))
 
 
@@ -134,7 +138,7 @@ def by_history(
     users: I64,
     relations: Mapping[str, sparse.csr_matrix],
     V: F32,
-    history_days: float | None,
+    fading: Fading,
     history_cap: int,
 ) -> tuple[fusion.Source, ...]:
     """What each source makes of these users' histories, their `history_cap` newest items, and of the segment
@@ -142,10 +146,10 @@ def by_history(
     asked = np.zeros(known.n_users, bool)
     asked[users] = True
     mine = known.kept(asked[known.user]).newest(history_cap)
-    x = mine.histories(history_days)[users]
+    x = mine.histories(fading)[users]
     starts = dict.fromkeys(FROM_NEWEST, mine.recent()[users])
     starts[by_segment.NAME] = by_segment.belongs(known)[users]
-    profile = fusion.Product(taste.unit_rows(mine.weights(history_days)[users] @ V), V)
+    profile = fusion.Product(taste.unit_rows(mine.weights(fading)[users] @ V), V)
     scores = ((starts.get(name, x) @ one).tocsr() for name, one in relations.items())
     return (*scores, profile)
 
@@ -163,8 +167,9 @@ def fit(
     start: Chosen,
     how: Fit,
 ) -> Chosen:
-    """Half-lives and weights that rank the truth best: first of recency, then of histories; then the weights
-    alone once more, on halves of the users, and those of each segment of users.
+    """Half-lives and weights that rank the truth best: first of recency, then of histories, of which what is
+    old keeps start.history.floor, or nothing where that is better for certain; then the weights alone once
+    more, on halves of the users, and those of each segment of users.
 
     Of half-lives between which the users do not decide the longest is taken, at most `doubt` standard errors
     worse than the best (one of them, with Breiman et al. 1984): the newest weeks overrate their own fashion
@@ -176,14 +181,14 @@ def fit(
     truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
     k = fitted_length(held.known.n_items)
     span = float(held.known.first.max(initial=0.0) - held.known.last.min(initial=np.inf))
-    scored: dict[float | None, tuple[fusion.Source, ...]] = {}
+    scored: dict[Fading, tuple[fusion.Source, ...]] = {}
 
     def pool(one: Chosen) -> fusion.Pool:
-        if one.history_days not in scored:
+        if one.history not in scored:
             scored.clear()
-            days, cap = one.history_days, how.history_cap
-            scored[days] = by_history(held.known, held.users, relations, V, days, cap)
-        made = fusion.Sources(scored[one.history_days], *by_recency(held.known, one.recency_days))
+            cap = how.history_cap
+            scored[one.history] = by_history(held.known, held.users, relations, V, one.history, cap)
+        made = fusion.Sources(scored[one.history], *by_recency(held.known, one.recency_days))
         return fusion.make_pool(made, truth, held.barred, how.pool_depth, how.threads)
 
     recencies = [days for days in half_lives(RECENCY_DAYS, span) if days != start.recency_days]
@@ -192,14 +197,10 @@ def fit(
     at, recipe = fusion.fit(pools, start.recipe, k, how.doubt)
     begun, pools = (replace(tried[at], recipe=recipe), pools[at]), []  # the other pools are let go
     chosen, mine = _longest_recency(begun, half_lives(LONGER_DAYS, span), pool, k, how.doubt)
-    histories = {*half_lives(HISTORY_DAYS, span), start.history_days or np.inf, np.inf}
-    lives = [days if days < np.inf else None for days in sorted(histories)]
-    pools = [
-        mine if days == chosen.history_days else pool(replace(chosen, history_days=days)) for days in lives
-    ]
-    at = _last_undecided([fusion.quality(one, chosen.recipe, k) for one in pools], how.doubt)
-    recipe = fusion.fit_halves(pools[at], start.recipe, k, how.doubt, seed=how.seed, threads=how.threads)
-    return _by_activity(replace(chosen, history_days=lives[at], recipe=recipe), held, pools[at], how)
+    lives = sorted({*half_lives(HISTORY_DAYS, span), start.history.half_life_days or np.inf} - {np.inf})
+    chosen, mine = _longest_history((chosen, mine), start.recipe, lives, pool, k, how.doubt)
+    recipe = fusion.fit_halves(mine, start.recipe, k, how.doubt, seed=how.seed, threads=how.threads)
+    return _by_activity(replace(chosen, recipe=recipe), held, mine, how)
 
 
 Pooled = tuple[Chosen, fusion.Pool]
@@ -221,6 +222,39 @@ def _longest_recency(
             if _last_undecided(values, doubt) < len(values) - 1:
                 break
     return tried[_last_undecided(values, doubt)]
+
+
+def _longest_history(
+    begun: Pooled,
+    default: fusion.Recipe,
+    lives: Sequence[float],
+    pool: Callable[[Chosen], fusion.Pool],
+    k: int,
+    doubt: float,
+) -> Pooled:
+    """With the longest half-life of histories that is not worse beyond doubt; with one that leaves nothing of
+    what is old only where that is better by CERTAIN errors, as it hurts most where the newest weeks mislead
+    (docs/log.md). Each is judged by the weights chosen or by `default`, whichever serve it better: the former
+    may have given up on histories that faded wrongly."""
+    chosen, mine = begun
+
+    def quality(of: fusion.Pool) -> F64:
+        found = (fusion.quality(of, recipe, k) for recipe in (chosen.recipe, default))
+        return max(found, key=lambda one: float(one.mean()))
+
+    def best(fadings: Sequence[Fading]) -> tuple[Pooled, F64]:
+        tried = [replace(chosen, history=one) for one in fadings]
+        pools = [mine if one == chosen else pool(one) for one in tried]
+        values = [quality(one) for one in pools]
+        at = _last_undecided(values, doubt)
+        return (tried[at], pools[at]), values[at]
+
+    found, its_quality = best([*(chosen.history._replace(half_life_days=days) for days in lives), KEPT])
+    if chosen.history.floor and lives:
+        forgetful, better = best([Fading(days) for days in lives])
+        if _last_undecided([better, its_quality], CERTAIN) == 0:
+            return forgetful
+    return found
 
 
 def _last_undecided(values: Sequence[F64], doubt: float) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from nightjar.kernels.signals import decay, newness
+from nightjar.kernels.signals import Fading, newness
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Histories:
         """The (q, n_items) float32 weights that shape the profile; what lies outside the cap is left out."""
         return self._inside_cap(self.weights, n_items)
 
-    def fading(self, half_life_days: float | None) -> np.ndarray:
+    def left(self, fading: Fading) -> np.ndarray:
         """What is left of each pair's strength, (n,) float64, back from the user's newest event."""
         newest = np.maximum.reduceat(np.r_[self.times, 0], self.indptr[:-1]) if len(self) else self.times
-        return decay((np.repeat(newest, np.diff(self.indptr)) - self.times) / 86_400e6, half_life_days)
+        return fading.left((np.repeat(newest, np.diff(self.indptr)) - self.times) / 86_400e6)
 
     def relation_weights(self, left: np.ndarray, n_items: int) -> sparse.csr_matrix:
         """What relations start from, (q, n_items) float32: ±√|strength| · left (kernels/likes.py: why)."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from nightjar.kernels.signals import F64, I64, decay, newness
+from nightjar.kernels.signals import F64, I64, Fading, decay, newness
 
 
 @dataclass(frozen=True)
@@ -64,23 +64,23 @@ class Likes:
         """(n_users, n_items) float32, 1.0 for a pair: repeated clicks say little about what goes together."""
         return self._csr(np.ones(len(self), np.float32))
 
-    def weights(self, half_life_days: float | None) -> sparse.csr_matrix:
-        """(n_users, n_items) float32: strength, halved for every half-life before the user's newest like."""
-        return self._csr((self.strength * self._fading(half_life_days)).astype(np.float32))
+    def weights(self, fading: Fading) -> sparse.csr_matrix:
+        """(n_users, n_items) float32: strength, faded by how long before the user's newest like it was."""
+        return self._csr((self.strength * self._left(fading)).astype(np.float32))
 
-    def histories(self, half_life_days: float | None) -> sparse.csr_matrix:
+    def histories(self, fading: Fading) -> sparse.csr_matrix:
         """(n_users, n_items) float32 of what relations start from: as `weights`, but with √strength, since
         the tenth event of a pair says less than the first."""
-        return self._csr((np.sqrt(self.strength) * self._fading(half_life_days)).astype(np.float32))
+        return self._csr((np.sqrt(self.strength) * self._left(fading)).astype(np.float32))
 
     def recent(self) -> sparse.csr_matrix:
         """(n_users, n_items) float32 of what the relation `followers` starts from: newness alone."""
         return self._csr(newness(self.user, self.last).astype(np.float32))
 
-    def _fading(self, half_life_days: float | None) -> F64:
+    def _left(self, fading: Fading) -> F64:
         newest = np.full(self.n_users, np.inf)
         np.minimum.at(newest, self.user, self.last)
-        return decay(self.last - newest[self.user], half_life_days)
+        return fading.left(self.last - newest[self.user])
 
     def counts(self, half_life_days: float | None) -> F64:
         """Users of each item, (n_items,) float64, each halved for every half-life since its last like."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,6 +283,20 @@ def decay(age_days: NDArray[np.floating], half_life_days: float | None) -> F64:
     if half_life_days is None:
         return np.ones(len(age_days))
     return np.exp2(-np.asarray(age_days, np.float64) / half_life_days)
+
+
+class Fading(NamedTuple):
+    """How what a user did counts by its age: floor + (1 − floor) · 2^(−age / half-life).
+
+    half_life_days: None counts everything alike; floor: 0 to 1, what is left however long ago it was.
+    """
+
+    half_life_days: float | None = None
+    floor: float = 0.0
+
+    def left(self, age_days: NDArray[np.floating]) -> F64:
+        """What is left at ages in days, float64; more than 1 at an age below 0."""
+        return self.floor + (1 - self.floor) * decay(age_days, self.half_life_days)
 
 
 def newness(user: I64, age: F64) -> F64:

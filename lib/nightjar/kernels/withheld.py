@@ -95,8 +95,7 @@ def fit(
     relations and V (n_items, d), the items' directions, as `without` has them; half-lives and the exponent of
     freshness are those chosen. Sources keep the length they have over the whole catalogue, as in a night.
     """
-    days, cap = chosen.history_days, how.history_cap
-    scores = fitting.by_history(held.known, held.users, relations, V, days, cap)
+    scores = fitting.by_history(held.known, held.users, relations, V, chosen.history, how.history_cap)
     _, fresh = fitting.by_recency(held.known, chosen.recency_days)
     fresh = fresh**chosen.recipe.exponent
     n_cold = int(held.cold.sum())

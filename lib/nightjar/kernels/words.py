@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from nightjar.kernels.interactions import Histories, joined
-from nightjar.kernels.signals import decay
+from nightjar.kernels.signals import Fading
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -43,8 +43,8 @@ class Spoken:
         ends = np.cumsum(counts)
         return np.asarray((counts > 0) & (aged[ends] == aged[ends - counts]))
 
-    def sums(self, mine: Histories, T: F32, half_life_days: float | None) -> F32:
-        """For each user of `mine` Σ strength · 2^(−age / half-life) · T[text], (q, d) float32.
+    def sums(self, mine: Histories, T: F32, fading: Fading) -> F32:
+        """For each user of `mine` Σ strength · what is left at its age · T[text], (q, d) float32.
 
         T: (n_texts, d) float32 unit rows. Ages count back from the newest event of the user's history, so
         that texts and items fade alike; a text newer than that counts more than its strength. Where there is
@@ -54,9 +54,9 @@ class Spoken:
         times = self.times[rows]
         newest = np.repeat(_newest(mine, times, counts), counts)
         ages = np.where(times == AGELESS, 0.0, (newest - times) / 86_400e6)
-        if half_life_days is not None:
-            ages = np.maximum(ages, -MOST_HALVINGS * half_life_days)
-        left = (self.strengths[rows] * decay(ages, half_life_days)).astype(np.float32)
+        if fading.half_life_days is not None:
+            ages = np.maximum(ages, -MOST_HALVINGS * fading.half_life_days)
+        left = (self.strengths[rows] * fading.left(ages)).astype(np.float32)
         indptr = np.r_[0, np.cumsum(counts)]
         weights = sparse.csr_matrix((left, self.text_nums[rows], indptr), (len(mine), len(T)))
         return np.asarray(weights @ T, np.float32)

@@ -20,6 +20,7 @@ from scipy import sparse
 from nightjar.config import AggregateUsers, Resources
 from nightjar.engines import spark
 from nightjar.kernels.clusters import Interests, Splitting, interests
+from nightjar.kernels.signals import Fading
 from nightjar.kernels.taste import unit_rows
 from nightjar.kernels.words import with_speakers
 from nightjar.matrix import mapped_matrix, vector_dim
@@ -93,7 +94,7 @@ class AggregatePart:
         for block in blocks if words is None else with_speakers(blocks, words.said.user_ids):
             # The float32 sum follows the order of item numbers; only the direction of U counts.
             sums = block.profile_of_directions(norms) @ V
-            said = None if words is None else words.sums(block, self.half_life_days)
+            said = None if words is None else words.sums(block, Fading(self.half_life_days))
             U = unit_rows(sums if said is None else sums + said)
             useful = np.linalg.norm(U, axis=1) > 0.5
             rows = _whole(np.flatnonzero(useful), U[useful])

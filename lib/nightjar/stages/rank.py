@@ -170,7 +170,7 @@ class RankPart:
                 known = np.asarray((retrieved >= 0).any(axis=1))[:, None]
                 retrieved = np.concatenate([retrieved, np.where(known, new, -1)], axis=1)
                 kept += retrieved.shape[1]  # so that no cold candidate is cut off by warmer ones
-            sums = words.sums(mine, catalogue.blender.chosen.history_days) if words else None
+            sums = words.sums(mine, catalogue.blender.chosen.history) if words else None
             segments = block["segment"].to_pylist()
             asked = Asked(mine, segments, bars, retrieved, sums)
             by_ranks = self.params.fusion == "reciprocal_ranks"

@@ -124,7 +124,7 @@ class Blender:
     def _scored(self, asked: Asked, m: int, kept: int, known: np.ndarray | None = None) -> Scored:
         """known: (q, 1) bool, who gets candidates; found out where it is not given."""
         mine, retrieved, words = asked.mine, asked.retrieved, asked.words
-        left = mine.fading(self.chosen.history_days)
+        left = mine.left(self.chosen.history)
         x, profile = mine.relation_weights(left, len(self.norms)), mine.vector_weights(left, self.norms)
         raw = profile @ self.vectors if words is None else profile @ self.vectors + words
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
@@ -182,7 +182,7 @@ class Blender:
 
         among: (n_items,) bool. Popularity brings in nothing here.
         """
-        x = mine.relation_weights(mine.fading(self.chosen.history_days), len(self.norms))
+        x = mine.relation_weights(mine.left(self.chosen.history), len(self.norms))
         history = x.indptr.astype(np.int64), x.indices.astype(np.int64)
         part = replace(
             self.ingredients,

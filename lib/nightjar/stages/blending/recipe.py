@@ -10,6 +10,7 @@ from nightjar.kernels import by_segment, signals
 from nightjar.kernels.fitting import Chosen
 from nightjar.kernels.fusion import Recipe
 from nightjar.kernels.likes import Likes
+from nightjar.kernels.signals import Fading
 from nightjar.store import Committed
 
 TINY = 1e-12
@@ -26,7 +27,7 @@ def start(params: FitBlend, names: tuple[str, ...]) -> Chosen:
     """Where a fit begins, and what is used without one."""
     weights = tuple(float(getattr(params.weights, name)) for name in (*names, VECTOR))
     recipe = Recipe(weights, params.weights.popularity, params.freshness_exponent)
-    return Chosen(params.recency_days, params.history_days, recipe)
+    return Chosen(params.recency_days, Fading(params.history_days, params.history_floor), recipe)
 
 
 def cold_start(params: FitBlend, names: tuple[str, ...]) -> tuple[float, ...]:
@@ -43,8 +44,8 @@ def cold_weights(cold: tuple[float, ...], chosen: Recipe) -> tuple[float, ...]:
 
 
 Choice = dict[tuple[int, str], float | None]
-"""What is blended: (liked items from which it holds, name) -> number; the half-lives and the exponent hold
-for everyone, from 0."""
+"""What is blended: (liked items from which it holds, name) -> number; how the past fades and the
+exponent hold for everyone, from 0."""
 
 
 def choice_of(cold: tuple[float, ...], chosen: Chosen, names: tuple[str, ...]) -> Choice:
@@ -52,7 +53,8 @@ def choice_of(cold: tuple[float, ...], chosen: Chosen, names: tuple[str, ...]) -
     found: Choice = {
         (0, "freshness_exponent"): chosen.recipe.exponent,
         (0, "recency_days"): chosen.recency_days,
-        (0, "history_days"): chosen.history_days,
+        (0, "history_days"): chosen.history.half_life_days,
+        (0, "history_floor"): chosen.history.floor,
     }
     for start, recipe in chosen.recipes():
         found[start, "popularity"] = recipe.popularity
@@ -90,9 +92,9 @@ def read_blend(blend: Committed, names: tuple[str, ...]) -> tuple[Chosen, tuple[
         return Recipe(numbers(start, *names, VECTOR), popularity, exponent)
 
     starts = sorted({start for start, _ in found})
-    (recency_days,) = numbers(0, "recency_days")
+    recency_days, floor = numbers(0, "recency_days", "history_floor")
     segments = tuple((start, recipe(start)) for start in starts[1:])
-    chosen = Chosen(recency_days, found[0, "history_days"], recipe(0), segments)
+    chosen = Chosen(recency_days, Fading(found[0, "history_days"], floor), recipe(0), segments)
     return chosen, tuple(numbers(start, *(f"cold_{name}" for name in (*names, VECTOR))) for start in starts)
 
 

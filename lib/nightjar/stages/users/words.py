@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from nightjar.kernels.interactions import Histories
+from nightjar.kernels.signals import Fading
 from nightjar.kernels.words import AGELESS, F32, Spoken, spoken
 from nightjar.matrix import mapped_matrix
 from nightjar.stages.users.buckets import strings
@@ -48,6 +49,6 @@ class BucketWords:
     said: Spoken
     vectors: F32
 
-    def sums(self, mine: Histories, half_life_days: float | None) -> F32:
+    def sums(self, mine: Histories, fading: Fading) -> F32:
         """What is added to each user's sum over items, (q, d) float32: see Spoken.sums."""
-        return self.said.sums(mine, self.vectors, half_life_days)
+        return self.said.sums(mine, self.vectors, fading)
