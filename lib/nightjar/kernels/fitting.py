@@ -232,9 +232,9 @@ def _longest_history(
     k: int,
     doubt: float,
 ) -> Pooled:
-    """With the longest half-life of histories that is not worse beyond doubt; where they fade, with one that
-    leaves nothing of what is old if that is better by CERTAIN errors, as it hurts most where the newest weeks
-    mislead (docs/log.md). Each is judged by the weights chosen or by `default`, whichever serve it better, as
+    """With the longest half-life of histories that is not worse beyond doubt; with one that leaves nothing of
+    what is old only where that is better by CERTAIN errors, as it hurts most where the newest weeks mislead
+    (docs/log.md). Each is judged by the weights chosen or by `default`, whichever serve it better, as
     the former may have given up on histories that faded wrongly."""
     chosen, mine = begun
 
@@ -250,7 +250,7 @@ def _longest_history(
         return (tried[at], pools[at]), values[at]
 
     found, its_quality = best([*(chosen.history._replace(half_life_days=days) for days in lives), KEPT])
-    if chosen.history.floor and found[0].history != KEPT:
+    if chosen.history.floor and lives:
         forgetful, better = best([Fading(days) for days in lives])
         if _last_undecided([better, its_quality], CERTAIN) == 0:
             return forgetful
