@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import tempfile
@@ -106,6 +107,19 @@ def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_cloc
         tuple(texts),
         len(users),
     )
+
+
+def write_made_log(prog: str, about: str, make: Callable[[], tuple[pd.DataFrame, pd.DataFrame]]) -> None:
+    """The command line of a made log: puts what `make` returns, interactions and items, into the folder that
+    is named there, for `read_log`."""
+    parser = argparse.ArgumentParser(prog=prog, description=about)
+    parser.add_argument("folder", type=Path, help="where interactions.parquet and items.parquet are put")
+    folder = parser.parse_args().folder
+    likes, items = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    likes.to_parquet(folder / "interactions.parquet")
+    items.to_parquet(folder / "items.parquet")
+    print(f"{folder}: {len(likes)} likes of {likes['user_id'].nunique()} users, {len(items)} items")
 
 
 def _own_clocks(frame: pd.DataFrame) -> pd.Series:

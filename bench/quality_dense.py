@@ -9,11 +9,11 @@ which says less than who likes what. So there is no fashion, and nothing of a hi
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
+
+from bench.quality_data import write_made_log
+from nightjar.job import guarded
 
 USERS, ITEMS, TOPICS = 60_000, 15_000, 40
 DAY = 86_400
@@ -51,15 +51,8 @@ def dense_log() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def main() -> None:
     """Writes the folder that `make bench-quality DATA=…` reads."""
-    parser = argparse.ArgumentParser(prog="python -m bench.quality_dense", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where interactions.parquet and items.parquet are put")
-    folder = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
-    likes, items = dense_log()
-    likes.to_parquet(folder / "interactions.parquet")
-    items.to_parquet(folder / "items.parquet")
-    print(f"{folder}: {len(likes)} likes of {USERS} users, {ITEMS} items")
+    write_made_log("python -m bench.quality_dense", __doc__, dense_log)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

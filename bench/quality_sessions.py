@@ -9,16 +9,12 @@ others come back some weeks later, and most come within the first year.
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from bench.quality_data import read_log
+from bench.quality_data import read_log, write_made_log
 from nightjar.job import guarded
 
 F64, I64 = NDArray[np.float64], NDArray[np.int64]
@@ -27,9 +23,9 @@ DAY, FIRST_DAY = 86_400, 11_000
 ALPHA, RIDGE = 40.0, 30.0
 
 
-def session_log(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """interactions (user_id, item_id, ts in seconds) and items (item_id, text); folder: the real logs."""
-    real = read_log("ml_latest_small", folder)
+def session_log() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """interactions (user_id, item_id, ts in seconds) and items (item_id, text)."""
+    real = read_log("ml_latest_small")
     X = sparse.csr_matrix((np.ones(len(real.user)), (real.user, real.item)))
     rng = np.random.default_rng(1)
     P, Q = _factors(X, rng)
@@ -91,14 +87,7 @@ def _sessions(n: int, rng: np.random.Generator) -> F64:
 
 def main() -> None:
     """Writes the folder that `make bench-quality DATA=…` reads."""
-    parser = argparse.ArgumentParser(prog="python -m bench.quality_sessions", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where interactions.parquet and items.parquet are put")
-    folder = parser.parse_args().folder
-    likes, items = session_log(Path(os.environ.get("NIGHTJAR_DATA", "../shared/data")))
-    folder.mkdir(parents=True, exist_ok=True)
-    likes.to_parquet(folder / "interactions.parquet")
-    items.to_parquet(folder / "items.parquet")
-    print(f"{folder}: {len(likes)} likes of {likes['user_id'].nunique()} users, {len(items)} items")
+    write_made_log("python -m bench.quality_sessions", __doc__, session_log)
 
 
 if __name__ == "__main__":

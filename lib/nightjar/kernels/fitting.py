@@ -197,7 +197,7 @@ def fit(
     at, recipe = fusion.fit(pools, start.recipe, k, how.doubt)
     begun, pools = (replace(tried[at], recipe=recipe), pools[at]), []  # the other pools are let go
     chosen, mine = _longest_recency(begun, half_lives(LONGER_DAYS, span), pool, k, how.doubt)
-    lives = sorted({*half_lives(HISTORY_DAYS, span), start.history.half_life_days or np.inf} - {np.inf})
+    lives = sorted({*half_lives(HISTORY_DAYS, span), *filter(None, [start.history.half_life_days])})
     chosen, mine = _longest_history((chosen, mine), start.recipe, lives, pool, k, how.doubt)
     recipe = fusion.fit_halves(mine, start.recipe, k, how.doubt, seed=how.seed, threads=how.threads)
     return _by_activity(replace(chosen, recipe=recipe), held, mine, how)
