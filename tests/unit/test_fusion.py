@@ -92,8 +92,29 @@ def test_quality_of_a_whole_pool_is_that_of_the_full_ranking(seed: int, exponent
     assert np.allclose(fusion.quality(pool, recipe, k), wanted[f"nDCG@{k}"], atol=1e-6)
 
 
-def test_a_pool_holds_the_best_of_every_source_and_nothing_barred() -> None:
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_quality_ranks_equal_scores_by_item_number(seed: int, k: int) -> None:
+    rng, held, shape = np.random.default_rng(seed), truth(seed, 12), (12, N_ITEMS)
+    levels = rng.integers(0, 4, shape).astype(np.float32)
+    there = np.sort(np.where(rng.random(shape) < 0.8, np.arange(N_ITEMS), N_ITEMS), axis=1)
+    relevant = np.zeros((12, N_ITEMS + 1), bool)
+    relevant[np.repeat(np.arange(12), np.diff(held[0])), held[1]] = True
+    nums = np.where(there == N_ITEMS, -1, there)
+    hit = np.take_along_axis(relevant, there, axis=1)
+    ones = np.ones(shape, np.float32)
+    norms = (np.ones((len(fusion.EXPONENTS), 12)),)
+    pool = fusion.Pool(nums, (levels,), norms, 0 * ones, ones, hit, np.diff(held[0]))
+    order = np.argsort(np.where(nums < 0, np.inf, -levels), axis=1, kind="stable")[:, :k]
+    wanted = accuracy(np.take_along_axis(nums, order, axis=1), held, [k])
+    assert np.allclose(fusion.quality(pool, Recipe((1.0,), 0.0, 0.0), k), wanted[f"nDCG@{k}"])
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_a_pool_holds_the_best_of_every_source_and_nothing_barred(levels: int | None) -> None:
     sources, held = world(9), truth(9, 12)
+    if levels:
+        sources = replace(sources, relations=tuple((one * levels).ceil() for one in sources.relations))
     seen = sparse.csr_matrix((np.random.default_rng(9).random((12, N_ITEMS)) < 0.3).astype(np.float32))
     pool = fusion.make_pool(sources, held, seen, 3)
     for user in range(12):
