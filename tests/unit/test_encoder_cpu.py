@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_bert_likes_are_run_by_hand(folders: dict[str, Path], family: str) -> No
 
 
 @pytest.mark.parametrize("family", ["bert", "qwen3", "modernbert", "mpnet"])
-def test_int8_stays_close(folders: dict[str, Path], family: str) -> None:
+def test_int8_stays_close(folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "SLOWEST", np.inf)
     texts = sample_texts(30)[:30]
     exact = load_encoder(EncoderSpec(str(folders[family]))).encode(texts)
     encoder = load_encoder(EncoderSpec(str(folders[family]), precision="int8"))
@@ -126,11 +128,26 @@ def test_int8_is_fp32_where_the_product_is_wrong(
         return honest(a, b, **more).clamp(-(2**20), 2**20)
 
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    assert not linear.int8_works()
+    assert "wrong" in linear.int8_refusal()
     encoder = load_encoder(EncoderSpec(str(folders["bert"]), precision="int8"))
     assert encoder.description["ran_in"] == "fp32"
     assert "int8" in encoder.description["passed_over"]
     np.testing.assert_array_equal(encoder.encode(sample_texts(5)), exact)
+
+
+def test_int8_is_fp32_where_the_product_is_a_plain_loop(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = torch._int_mm
+
+    def slow(a: torch.Tensor, b: torch.Tensor, **more: object) -> torch.Tensor:
+        time.sleep(0.05)
+        return honest(a, b, **more)
+
+    monkeypatch.setattr(torch, "_int_mm", slow)
+    encoder = load_encoder(EncoderSpec(str(folders["bert"]), precision="int8"))
+    assert encoder.description["ran_in"] == "fp32"
+    assert "times as long" in encoder.description["passed_over"]["int8"]
 
 
 def test_bf16_stays_close_where_the_cpu_has_it(folders: dict[str, Path]) -> None:

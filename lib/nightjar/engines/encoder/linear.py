@@ -7,6 +7,8 @@ GELU.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 # Rows a weight is packed for; other counts run at the same speed (measured 64 to 2048).
 _PACK_ROWS = 2048
+SLOWEST = 2.0
+"""Times that an int8 product may take as long as one of float32; with VNNI it takes a quarter."""
 
 
 def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
@@ -32,18 +36,33 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
     return bool(torch.allclose(got, x @ w.T, atol=1e-3 if dtype == torch.float32 else 0.5))
 
 
-def int8_works() -> bool:
-    """Whether ``torch._int_mm`` gives exact sums at full range: without VNNI pairs saturate at 16 bits."""
+def int8_refusal() -> str:
+    """Why int8 products do not serve on this CPU, or an empty string.
+
+    Without VNNI they may saturate at 16 bits, or be exact and a plain loop: 30 times as long as float32 on a
+    Zen 3 with torch 2.13.
+    """
     generator = torch.Generator().manual_seed(0)
-    a = torch.randint(-127, 128, (64, 384), generator=generator, dtype=torch.int8)
-    b = torch.randint(-127, 128, (48, 384), generator=generator, dtype=torch.int8)
+    a = torch.randint(-127, 128, (128, 384), generator=generator, dtype=torch.int8)
+    b = torch.randint(-127, 128, (384, 384), generator=generator, dtype=torch.int8)
     a[0], b[0] = 127, 127
     a[1], b[1] = -127, 127
     try:
         got = torch._int_mm(a, b.T)
     except (RuntimeError, AttributeError):
-        return False
-    return bool((got == (a.double() @ b.double().T).int()).all())
+        return "torch._int_mm is missing on this CPU"
+    x, w = a.float(), b.float()
+    if not bool((got == (a.double() @ b.double().T).int()).all()):
+        return "torch._int_mm is wrong on this CPU"
+    times = [(_seconds(torch._int_mm, a, b.T), _seconds(torch.mm, x, w.T)) for _ in range(5)]
+    ratio = min(one for one, _ in times) / min(one for _, one in times)
+    return f"torch._int_mm takes {ratio:.0f} times as long as float32 on this CPU" if ratio > SLOWEST else ""
+
+
+def _seconds(product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> float:
+    began = time.perf_counter()
+    product(a, b)
+    return time.perf_counter() - began
 
 
 @dataclass(frozen=True)

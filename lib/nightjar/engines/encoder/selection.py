@@ -42,7 +42,7 @@ class Choice:
 def choose(model: nn.Module, max_length: int, pad_id: int, precision: str) -> Choice:
     """The fastest way that is right: by hand and packed, packed, or padded; on a CPU with faster products.
 
-    int8 is run as fp32 where the CPU's int8 product is missing or wrong.
+    int8 is run as fp32 where the CPU's int8 product is missing, wrong or slow.
 
     Raises:
         ConfigError: half precision makes infinities or NaN of this model.
@@ -58,8 +58,8 @@ def choose(model: nn.Module, max_length: int, pad_id: int, precision: str) -> Ch
         )
     passed_over: dict[str, str] = {}
     on_cpu = alone.device.type == "cpu"
-    if precision == "int8" and not linear.int8_works():
-        passed_over["int8"], precision = "torch._int_mm is missing or wrong on this CPU", "fp32"
+    if precision == "int8" and (refusal := linear.int8_refusal()):
+        passed_over["int8"], precision = refusal, "fp32"
 
     def right(name: str, make: Callable[[], Backbone]) -> Backbone | None:
         try:
