@@ -356,7 +356,7 @@ print(most[0] - before, matrix.nbytes)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_vectors_larger_than_the_memory_used_stream_from_disk(tmp_path: Path) -> None:
-    """Building and searching a shard of 164 MB of vectors takes less than half of that."""
+    """Building and searching a shard of 164 MB of vectors takes less than a quarter of that."""
     n = 160_000
     rows = np.lib.format.open_memmap(tmp_path / "items.npy", "w+", np.float32, (n, 256))
     rng = np.random.default_rng(1)
@@ -364,10 +364,12 @@ def test_vectors_larger_than_the_memory_used_stream_from_disk(tmp_path: Path) ->
         rows[start : start + 20_000] = rng.standard_normal((20_000, 256), dtype=np.float32)
     rows.flush()
     command = [sys.executable, "-c", MEMORY, str(tmp_path), str(n)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Large blocks go back to the system when they are freed, so that only what is in use counts: glibc keeps
+    # 20 to 50 MB of them, and by the threads' timing at times more.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     used, size = map(int, done.stdout.split())
-    assert used < size / 2, (used, size)
+    assert used < size / 4, (used, size)
 
 
 def test_edges(tmp_path: Path) -> None:
