@@ -110,12 +110,15 @@ def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_cloc
 
 
 def write_made_log(prog: str, about: str, make: Callable[[], tuple[pd.DataFrame, pd.DataFrame]]) -> None:
-    """The command line of a made log: puts what `make` returns, interactions and items, into the folder that
-    is named there, for `read_log`."""
+    """The command line of a made log: writes what `make` returns, interactions and items, into the folder
+    that is named there."""
     parser = argparse.ArgumentParser(prog=prog, description=about)
     parser.add_argument("folder", type=Path, help="where interactions.parquet and items.parquet are put")
-    folder = parser.parse_args().folder
-    likes, items = make()
+    write_log(parser.parse_args().folder, *make())
+
+
+def write_log(folder: Path, likes: pd.DataFrame, items: pd.DataFrame) -> None:
+    """Puts a log and its items into a folder that `read_log` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     likes.to_parquet(folder / "interactions.parquet")
     items.to_parquet(folder / "items.parquet")
