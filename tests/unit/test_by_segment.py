@@ -53,7 +53,8 @@ def fit(likes: Likes) -> tuple[Chosen, fusion.Pool]:
     relations = {"noise": noise, by_segment.NAME: by_segment.popularity(held.known, 30.0, 50)}
     chosen = fitting.fit(held, relations, V, START, HOW)
     truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
-    sources = fitting.sources(held.known, held.users, relations, V, chosen)
+    scores = fitting.by_history(held.known, held.users, relations, V, chosen.history, HOW.history_cap)
+    sources = fusion.Sources(scores, *fitting.by_recency(held.known, chosen.recency_days))
     return chosen, fusion.make_pool(sources, truth, held.barred, HOW.pool_depth)
 
 

@@ -62,7 +62,8 @@ def fitted(
     relations = {"follows": sparse.csr_matrix(follows)}
     chosen = fitting.fit(held, relations, V, START, how)
     truth = held.truth.indptr.astype(np.int64), held.truth.indices.astype(np.int64)
-    sources = fitting.sources(held.known, held.users, relations, V, chosen)
+    scores = fitting.by_history(held.known, held.users, relations, V, chosen.history, how.history_cap)
+    sources = fusion.Sources(scores, *fitting.by_recency(held.known, chosen.recency_days))
     return held, chosen, fusion.make_pool(sources, truth, held.barred, how.pool_depth)
 
 

@@ -120,19 +120,6 @@ def half_lives(days: tuple[float, ...], span_days: float) -> tuple[float, ...]:
     return tuple(one for one in days if SPANS[0] * span_days <= one <= SPANS[1] * span_days)
 
 
-def sources(
-    known: Likes,
-    users: I64,
-    relations: Mapping[str, sparse.csr_matrix],
-    V: F32,
-    chosen: Chosen,
-    history_cap: int = Fit.history_cap,
-) -> fusion.Sources:
-    """What the scores of these users are made of: relations, then vectors, V being the items' directions."""
-    scores = by_history(known, users, relations, V, chosen.history, history_cap)
-    return fusion.Sources(scores, *by_recency(known, chosen.recency_days))
-
-
 def by_history(
     known: Likes,
     users: I64,
