@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -337,7 +337,10 @@ def quality(pool: Pool, recipe: Recipe, k: int) -> F64:
     return _ndcg(pool, _total(_terms(pool, recipe.exponent), recipe), k)
 
 
-def _terms(pool: Pool, exponent: float) -> tuple[NDArray[np.float32], ...]:
+Terms: TypeAlias = tuple[NDArray[np.float32], ...]
+
+
+def _terms(pool: Pool, exponent: float) -> Terms:
     """What each weight of a recipe is multiplied with, of the relations and then of popularity, (q, c)
     each."""
     fresh = pool.freshness ** np.float32(exponent) if exponent else None
@@ -350,7 +353,7 @@ def _terms(pool: Pool, exponent: float) -> tuple[NDArray[np.float32], ...]:
     return (*terms, pool.popularity)
 
 
-def _total(terms: Sequence[NDArray[np.float32]], recipe: Recipe) -> NDArray[np.float32]:
+def _total(terms: Terms, recipe: Recipe) -> NDArray[np.float32]:
     """The fused score of every candidate, (q, c)."""
     total = np.zeros(terms[0].shape, np.float32)
     for weight, term in zip(recipe.coordinates(), terms, strict=False):
@@ -456,18 +459,30 @@ def fit_halves(
 State = tuple[int, Recipe, F64]
 
 
-class _Search:
-    """Of each pool only the users are kept who can find something: whom it gives nothing, no weight does."""
+class _Found:
+    """The users of a pool who can find something: whom it gives nothing, no weight does."""
 
+    def __init__(self, at: int, pool: Pool) -> None:
+        self.at = at
+        self.users = np.flatnonzero(pool.hit.any(axis=1))
+        self.pool = part_of(pool, self.users)
+        self._newest: tuple[float, Terms] | None = None
+
+    def terms(self, exponent: float) -> Terms:
+        if self._newest is None or self._newest[0] != exponent:
+            self._newest = exponent, _terms(self.pool, exponent)
+        return self._newest[1]
+
+
+class _Search:
     def __init__(self, pools: Sequence[Pool], k: int, doubt: float) -> None:
+        self._pools, self._k = pools, k
         self._n_users = len(pools[0].n_truth)
-        self._users = [np.flatnonzero(pool.hit.any(axis=1)) for pool in pools]
-        self._pools = [part_of(pool, users) for pool, users in zip(pools, self._users, strict=True)]
-        self._k, self._doubt = k, doubt * (1 + FEW_USERS / self._n_users)
-        self._terms_of = lru_cache(1)(lambda at, exponent: _terms(self._pools[at], exponent))
+        self._doubt = doubt * (1 + FEW_USERS / self._n_users)
+        self._newest = _Found(0, pools[0])
 
     def state(self, at: int, recipe: Recipe) -> State:
-        return self._state(at, recipe, _total(self._terms_of(at, recipe.exponent), recipe))
+        return self._state(at, recipe, _total(self._found(at).terms(recipe.exponent), recipe))
 
     def better_pool(self, state: State) -> State:
         others = (at for at in range(len(self._pools)) if at != state[0])
@@ -475,7 +490,7 @@ class _Search:
 
     def better_weight(self, state: State, place: int) -> State:
         at, recipe, _ = state
-        now, terms = recipe.coordinates()[place], self._terms_of(at, recipe.exponent)
+        now, terms = recipe.coordinates()[place], self._found(at).terms(recipe.exponent)
         if place == len(terms):
             others = (_with(recipe, place, value) for value in EXPONENTS if value != now)
             return self._best(state, (self.state(at, one) for one in others))
@@ -493,9 +508,16 @@ class _Search:
             ),
         )
 
+    def _found(self, at: int) -> _Found:
+        """One pool's at a time: pools are large, and all are looked at only when one of them is chosen."""
+        if self._newest.at != at:
+            self._newest = _Found(at, self._pools[at])
+        return self._newest
+
     def _state(self, at: int, recipe: Recipe, total: NDArray[np.float32]) -> State:
         values = np.zeros(self._n_users)
-        values[self._users[at]] = _ndcg(self._pools[at], total, self._k)
+        found = self._found(at)
+        values[found.users] = _ndcg(found.pool, total, self._k)
         return at, recipe, values
 
     def _best(self, state: State, trials: Iterable[State]) -> State:
