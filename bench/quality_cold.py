@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import quality_baselines as single
-from bench.quality_data import Log, Split, evaluated, moment, pairs
+from bench.quality_data import Log, Split, evaluated, moment, newly_chosen, pairs
 from bench.quality_measure import csr, history, lists_of
 from bench.quality_night import default_config, lists_for, night_of
 from nightjar.kernels.metrics import accuracy
@@ -44,23 +44,23 @@ def withheld(log: Log, seed: int, among: Mask, name: str = "withheld") -> Cold:
     cold[np.random.default_rng(seed).choice(pool, int(SHARE * len(pool)), replace=False)] = True
     usable = among[log.item]
     keys = np.unique((log.user * log.n_items + log.item)[usable & cold[log.item]])
-    return _cold(name, log.where(usable & ~cold[log.item]), float(log.time.max()) + 1e-6, cold, keys)
+    known = log.where(usable & ~cold[log.item])
+    return _cold(name, known, float(log.time.max()) + 1e-6, cold, *np.divmod(keys, log.n_items))
 
 
 def newcomers(log: Log, t0: float) -> Cold:
     """Items whose first event comes at t0 or later, and what users known by then chose among them."""
     past = log.time < t0
     new = np.bincount(log.item[past], minlength=log.n_items) == 0
-    keys = np.unique((log.user * log.n_items + log.item)[~past])
-    return _cold("new", log.where(past), t0, new, keys[new[keys % log.n_items]])
+    return _cold("new", log.where(past), t0, new, *newly_chosen(log, t0))
 
 
-def _cold(name: str, known: Log, t0: float, cold: Mask, keys: I64) -> Cold:
+def _cold(name: str, known: Log, t0: float, cold: Mask, user: I64, item: I64) -> Cold:
+    """user, item: pairs of which those of cold items and users with a history are the truth."""
     liked, ages = pairs(known, np.ones(len(known.time), bool), t0)
-    user, item = keys // known.n_items, keys % known.n_items
-    has_history = np.diff(liked.indptr)[user] > 0
+    asked = cold[item] & (np.diff(liked.indptr)[user] > 0)
     base = Split(liked, ages, np.zeros(0, np.int64), liked[:0], cold)
-    return Cold(name, known, t0, evaluated(base, user[has_history], item[has_history], USERS))
+    return Cold(name, known, t0, evaluated(base, user[asked], item[asked], USERS))
 
 
 def recalls(case: Cold, lists: I64) -> tuple[float, float]:

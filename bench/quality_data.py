@@ -253,7 +253,7 @@ def newly_chosen(log: Log, t0: float, t1: float = np.inf) -> tuple[NDArray[np.in
     """Users and items of the pairs first seen from t0 on and before t1."""
     keys = log.user * log.n_items + log.item
     new = np.setdiff1d(keys[(log.time >= t0) & (log.time < t1)], keys[log.time < t0])
-    return new // log.n_items, new % log.n_items
+    return np.divmod(new, log.n_items)
 
 
 def with_new_items(log: Log, held: Split, t0: float) -> Split:

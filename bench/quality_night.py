@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -211,14 +211,16 @@ def commit(
 @contextlib.contextmanager
 def loops_for_engines() -> Iterator[None]:
     """Ray's pool and Spark's tasks stood in for by loops in this process."""
-    stand_ins: Mapping[Any, dict[str, Any]] = {
-        actors: {"connect": lambda _: None, "Pool": _Loop, "pool_size": lambda *_: 1},
-        spark: {"session": lambda _: None, "map_parts": _each_part},
-    }
-    with contextlib.ExitStack() as stack:
-        for module, names in stand_ins.items():
-            for name, stand_in in names.items():
-                stack.enter_context(mock.patch.object(module, name, stand_in))
+    stand_ins = {"session": lambda _: None, "map_parts": _each_part}
+    with loops_for_actors(), mock.patch.multiple(spark, **stand_ins):
+        yield
+
+
+@contextlib.contextmanager
+def loops_for_actors() -> Iterator[None]:
+    """Ray's pool alone stood in for by a loop, which does for every stage but those that encode."""
+    stand_ins = {"connect": lambda _: None, "Pool": _Loop, "pool_size": lambda *_: 1}
+    with mock.patch.multiple(actors, **stand_ins):
         yield
 
 

@@ -30,8 +30,8 @@ SPARK: dict[str, Any] = {
     "master": "local[2]",
     "driver_memory": "2g",
     "shuffle_partitions": 3,
-    # Jobs this small are over before the second compiler or code made for a query pays; nights that run as
-    # processes of their own (small_night.py) have the latter.
+    # Jobs this small are over before the second compiler or code made for a query pays; the undisturbed night
+    # has the latter.
     "conf": {
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.sql.codegen.wholeStage": "false",

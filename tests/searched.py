@@ -11,10 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from nightjar.kernels.topk import F32
-from nightjar.night import function_of
 from nightjar.pipeline import BUILD_INDEX, RETRIEVE
-from nightjar.stage import Night, StageResult, run_stage
-from nightjar.stages.inputs import raw_inputs
+from nightjar.stage import Night, StageResult
 from nightjar.tables import (
     CANDIDATES,
     INTERACTIONS,
@@ -111,15 +109,13 @@ def _commit(night: Night, table: Table, parts: Sequence[Mapping[str, Any]], dim:
     world.commit(night.store, table, night.ds, rows, dim=dim)
 
 
-def searched(root: Path, vectors: Vectors, **sections: Any) -> tuple[Night, dict[str, StageResult]]:
+def searched(
+    root: Path, vectors: Vectors, on_ray: bool = False, **sections: Any
+) -> tuple[Night, dict[str, StageResult]]:
     """Commits the vectors under a root, builds the index and retrieves."""
     night = world.night(root, **sections)
     vectors.commit(night)
-    results = {}
-    for stage in (BUILD_INDEX, RETRIEVE):
-        raw = raw_inputs(stage, night.config, night.ds)
-        results[stage.name] = run_stage(stage, function_of(stage), night, raw)
-    return night, results
+    return night, world.run(night, (BUILD_INDEX, RETRIEVE), on_ray)
 
 
 def lists_of(night: Night) -> dict[str, list[tuple[int, float]]]:

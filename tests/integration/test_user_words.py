@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 from nightjar.inspect import show_user
-from nightjar.night import function_of
-from nightjar.pipeline import NIGHT
-from nightjar.stage import Night, StageResult, run_stage
-from nightjar.stages.inputs import raw_inputs
+from nightjar.pipeline import ENCODE_QUERIES, NIGHT, WEIGH_EVENTS
+from nightjar.stage import Night, StageResult
 from nightjar.tables import (
     ITEM_EMBEDDINGS,
     ITEM_VECTORS,
@@ -97,11 +95,9 @@ def a_night(root: Path, users_csv: Path, **sections: Any) -> Night:
     return world.night(root, weigh_events=weigh, clean_events=cleaning, fit_blend=fading, **sections)
 
 
-def run(night: Night, world_: world.World) -> dict[str, StageResult]:
+def run(night: Night, world_: world.World, on_ray: bool = False) -> dict[str, StageResult]:
     world.commit_world(world_, night)
-    return {
-        s.name: run_stage(s, function_of(s), night, raw_inputs(s, night.config, night.ds)) for s in STAGES
-    }
+    return world.run(night, STAGES, on_ray)
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     users_csv.write_text("\n".join(["id,seg,likes", *lines]) + "\n")
     made = talkative()
     night = a_night(folder / "store", users_csv)
-    yield Ran(made, night, run(night, made), users_csv)
+    yield Ran(made, night, run(night, made, on_ray=True), users_csv)
 
 
 def texts_of(ran: Ran) -> list[str]:
@@ -168,8 +164,7 @@ def test_what_users_wrote_weighs_what_its_events_weigh(ran: Ran) -> None:
 def test_the_newest_texts_of_a_user_count_up_to_a_cap(ran: Ran, tmp_path: Path) -> None:
     night = a_night(tmp_path, ran.users_csv, weigh_events={"text_cap": 1})
     world.commit_world(ran.world, night)
-    (weigh,) = (stage for stage in STAGES if stage.name == "weigh_events")
-    run_stage(weigh, function_of(weigh), night, raw_inputs(weigh, night.config, night.ds))
+    world.run(night, [WEIGH_EVENTS])
     texts = night.dataset(QUERY_TEXT).require("weigh_events").read()["text"].to_pylist()
     rows = night.dataset(USER_TEXTS).require("weigh_events").read().to_pylist()
     said = {row["user_id"]: texts[row["text_num"]] for row in rows}
@@ -329,11 +324,7 @@ def test_the_next_night_encodes_only_new_texts(ran: Ran) -> None:
     when = T0 + timedelta(days=15)
     new = world.event("searcher0", None, when, event_type="search", query="rye sourdough")
     world.commit_world(replace(ran.world, events=(*ran.world.events, new)), tomorrow)
-    results = {}
-    for stage in STAGES[: [s.name for s in STAGES].index("encode_queries") + 1]:
-        raw = raw_inputs(stage, tomorrow.config, tomorrow.ds)
-        results[stage.name] = run_stage(stage, function_of(stage), tomorrow, raw)
-    metrics = results["encode_queries"].metrics
+    metrics = world.run(tomorrow, STAGES[: STAGES.index(ENCODE_QUERIES) + 1])["encode_queries"].metrics
     assert (metrics["texts"], metrics["encoded"], metrics["reused"]) == (11, 1, 10)
 
 

@@ -226,7 +226,7 @@ def _longest_history(
     chosen, mine = begun
 
     def quality(of: fusion.Pool) -> F64:
-        found = (fusion.quality(of, recipe, k) for recipe in (chosen.recipe, default))
+        found = (fusion.quality(of, recipe, k) for recipe in dict.fromkeys((chosen.recipe, default)))
         return max(found, key=lambda one: float(one.mean()))
 
     def best(fadings: Sequence[Fading]) -> tuple[Pooled, F64]:

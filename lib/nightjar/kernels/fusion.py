@@ -26,6 +26,8 @@ from nightjar.kernels.ranked_lists import Csr, entry_rows, row_blocks
 from nightjar.kernels.signals import F64, I64
 from nightjar.kernels.topk import TopK, select_topk
 
+Terms: TypeAlias = tuple[NDArray[np.float32], ...]
+
 TINY = 1e-12
 STEPS = (0.0, 0.25, 0.5, 2.0, 4.0)
 """Factors tried for a weight; one that is 0 is tried at REVIVED instead."""
@@ -335,9 +337,6 @@ def _stacked(parts: Sequence[Pool], n_relations: int) -> Pool:
 def quality(pool: Pool, recipe: Recipe, k: int) -> F64:
     """nDCG@k of each pooled user, (q,) float64; ties go to the lower item number."""
     return _ndcg(pool, _total(_terms(pool, recipe.exponent), recipe), k)
-
-
-Terms: TypeAlias = tuple[NDArray[np.float32], ...]
 
 
 def _terms(pool: Pool, exponent: float) -> Terms:
