@@ -27,7 +27,7 @@ from bench.quality_cold import cold_table
 from bench.quality_data import MIN_EVENTS, Log, Split, embeddings, moment, read_log, split, with_new_items
 from bench.quality_measure import Measured, held_against
 from bench.quality_night import default_config, lists_for, night_of
-from bench.quality_trials import Method, methods, tuned
+from bench.quality_trials import EASE_ITEMS, Method, methods, tuned
 from nightjar.errors import InputError
 from nightjar.job import guarded
 from nightjar.kernels import taste
@@ -77,7 +77,7 @@ def nightjar(
     return Ours(lists, held_against(test, lists), dict(chosen), spent)
 
 
-def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
+def run(log: Log, only: Sequence[str], parts: Sequence[str], ease_items: int = EASE_ITEMS) -> dict[str, Any]:
     """The whole table for one data set; returns what the last line prints."""
     validation = split(log, TUNED_FROM, TEST_FROM, TUNING_USERS)
     test = split(log, TEST_FROM, 1.0, TEST_USERS)
@@ -94,7 +94,7 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str]) -> dict[str, Any]:
     E = embeddings(log)
     V = taste.whiten(E, taste.fit_whitening(E, 1.0, 0.05))
     rows: dict[str, Row] = {}
-    for method in chosen_of(methods(log, V, E), only):
+    for method in chosen_of(methods(log, V, E, ease_items), only):
         rows[method.name] = tuned(method, log, validation, test)
         report(method.name, *rows[method.name])
     with tempfile.TemporaryDirectory() as root:
@@ -126,6 +126,13 @@ def quantile(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share of the log's time: above 0, at most 1")
     return value
+
+
+def count(text: str) -> int:
+    """A number of things as an option has it, at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no number of items: 1 or more")
+    return int(text)
 
 
 def beside_cold_items(ours: Ours, everything: Ours, whole: Split) -> None:
@@ -228,9 +235,15 @@ def main() -> None:
     parser.add_argument(
         "--own-clocks", action="store_true", help="everybody's events spread over the same year: no fashion"
     )
+    parser.add_argument(
+        "--ease-items",
+        type=count,
+        default=EASE_ITEMS,
+        help="most liked items that the single method EASE has, where there are more; default: %(default)s",
+    )
     args = parser.parse_args()
     log = read_log(args.data, args.folder, args.until, args.own_clocks)
-    end = run(log, args.only, args.parts)
+    end = run(log, args.only, args.parts, args.ease_items)
     if {"lift", "cold_recall20"} <= set(end):
         print(
             f"bench quality: ndcg20={end['ndcg20']:.4f} best_single={end['best_single'].replace(' ', '_')} "

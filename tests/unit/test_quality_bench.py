@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import sparse
 
 from bench.quality import main
-from bench.quality_data import MIN_EVENTS, Log, read_log
+from bench.quality_data import MIN_EVENTS, Log, read_log, split
 from bench.quality_night import Pairs, default_config, lists_for, night_of
+from bench.quality_trials import Method, methods
 from nightjar.job import guarded
 from nightjar.kernels import taste
 from nightjar.stage import Night
@@ -141,6 +144,7 @@ def test_a_log_that_ends_earlier_is_the_log_read_then(tmp_path: Path) -> None:
             "--only popluar: no single method of that name; there are ",
         ),
         (["--data", "FOLDER", "--until", "1.5"], "1.5 is no share of the log's time"),
+        (["--data", "FOLDER", "--ease-items", "0"], "0 is no number of items"),
         (
             ["--data", "NO_TEXT"],
             "items.parquet: no column text; it needs item_id, text and has item_id, title",
@@ -173,6 +177,27 @@ def test_what_it_cannot_measure_it_says_in_a_sentence(
     with pytest.raises(SystemExit) as stopped:
         guarded(main)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n_neighbours", [400, None])
+def test_ease_of_a_larger_catalogue_has_its_most_liked_items_and_says_so(
+    n_neighbours: int | None, tmp_path: Path
+) -> None:
+    log = read_log(str(written(tmp_path)))
+    held, E = split(log, 0.8, 0.9, 100), np.eye(log.n_items, 8, dtype=np.float32)
+
+    def settings(most: int) -> tuple[Method, list[dict[str, Any]]]:
+        (ease,) = (one for one in methods(log, E, E, most) if one.name == "EASE")
+        return ease, [one.params for one in ease.settings]
+
+    ease, params = settings(3)
+    assert {one["items"] for one in params} == {3}
+    assert not any("items" in one for one in settings(log.n_items)[1])
+    scored = ease.fit(held, ridge=50.0, n_neighbours=n_neighbours, items=3)(held.liked)
+    dense = scored.toarray() if sparse.issparse(scored) else scored
+    most = np.asarray(held.liked.sum(axis=0)).ravel()
+    used = np.flatnonzero(np.abs(dense).sum(axis=0))
+    assert 0 < len(used) <= 3 and most[used].min() >= np.sort(most)[-3]
 
 
 def test_by_their_own_clocks_everybody_ends_in_the_window(tmp_path: Path) -> None:
