@@ -22,6 +22,7 @@ MIN_EVENTS = 5
 """Items with fewer events are left out, as in the measurements this benchmark is held against."""
 
 DAY_NS = 86_400e9
+NO_SECONDS = 1e11
 
 
 @dataclass(frozen=True)
@@ -186,15 +187,20 @@ def _reviews(folder: Path) -> pd.DataFrame:
     if not pd.api.types.is_numeric_dtype(rows["ts"]):
         raise InputError(f"{folder / 'interactions.parquet'}: ts must be numbers, seconds since 1970")
     items = _columns(folder / "items.parquet", ["item_id", "text"]).drop_duplicates("item_id")
-    texts = items.set_index("item_id")["text"].astype(str)
+    texts = items.set_index("item_id")["text"].fillna("").astype(str)
     return pd.DataFrame(
         {
             "user": rows["user_id"],
             "item": rows["item_id"],
-            "time": rows["ts"] / 86_400.0,
+            "time": _days(rows["ts"]),
             "text": rows["item_id"].map(texts),
         }
     ).dropna()
+
+
+def _days(ts: pd.Series) -> pd.Series:
+    """Seconds since 1970 in days; numbers that would lie beyond the year 5000 are milliseconds."""
+    return ts / (86_400.0 if ts.max() < NO_SECONDS else 86_400_000.0)
 
 
 def _movies(folder: Path) -> pd.DataFrame:

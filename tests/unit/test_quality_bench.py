@@ -135,6 +135,23 @@ def test_a_log_that_ends_earlier_is_the_log_read_then(tmp_path: Path) -> None:
     assert np.array_equal(whole.time[kept], early.time)
 
 
+def test_milliseconds_are_read_as_such(tmp_path: Path) -> None:
+    events = pq.read_table(written(tmp_path) / "interactions.parquet").to_pandas()
+    logs = []
+    for unit in (1, 1000):
+        events.assign(ts=(events["ts"] + 1.6e9) * unit).to_parquet(tmp_path / "interactions.parquet")
+        logs.append(read_log(str(tmp_path)))
+    assert np.array_equal(logs[0].time, logs[1].time) and np.array_equal(logs[0].item, logs[1].item)
+
+
+def test_items_without_a_text_have_an_empty_one(tmp_path: Path) -> None:
+    items = pq.read_table(written(tmp_path) / "items.parquet").to_pydict()
+    items["text"][3], items["text"][7] = None, ""
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    texts = read_log(str(tmp_path)).texts
+    assert len(texts) == 20 and sorted(texts)[:3] == ["", "", "thing 0"]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
