@@ -19,10 +19,9 @@ import pyarrow as pa
 
 from bench.quality_night import loops_for_actors
 from nightjar.config import NightConfig
-from nightjar.night import function_of
+from nightjar.night import function_of, run_declared
 from nightjar.progress import QUIET
-from nightjar.stage import Night, Stage, StageResult, run_stage
-from nightjar.stages.inputs import raw_inputs
+from nightjar.stage import Night, Stage, StageResult
 from nightjar.store import Dataset, Manifest, Store
 from nightjar.tables import EVENTS, ITEM_TEXT, ITEMS, Table
 
@@ -185,6 +184,5 @@ def run(night: Night, stages: Iterable[Stage], on_ray: bool = True) -> dict[str,
     for stage in stages:
         loops = not on_ray and stage.name in WITHOUT_ACTORS
         with loops_for_actors() if loops else nullcontext():
-            raw = raw_inputs(stage, night.config, night.ds)
-            results[stage.name] = run_stage(stage, function_of(stage), night, raw)
+            results[stage.name] = run_declared(stage, function_of(stage), night)
     return results
