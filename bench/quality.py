@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from bench import machine
 from bench.quality_cold import cold_table
 from bench.quality_data import MIN_EVENTS, Log, Split, embeddings, moment, read_log, split, with_new_items
-from bench.quality_measure import Measured, held_against
+from bench.quality_measure import Measured, held_against, pooled
 from bench.quality_night import default_config, lists_for, night_of
 from bench.quality_trials import EASE_ITEMS, Method, methods, tuned
 from nightjar.errors import InputError
@@ -54,6 +54,19 @@ class Ours:
     cpu_seconds: float
 
 
+@dataclass(frozen=True)
+class Window:
+    """The table of one test window. users: (n,) ids of the evaluated ones; every result has a row for each.
+
+    end: what its last line prints.
+    """
+
+    users: NDArray[Any]
+    rows: dict[str, Row]
+    ours: Row
+    end: dict[str, Any]
+
+
 def nightjar(
     log: Log,
     E: NDArray[np.float32],
@@ -77,8 +90,8 @@ def nightjar(
     return Ours(lists, held_against(test, lists), dict(chosen), spent)
 
 
-def run(log: Log, only: Sequence[str], parts: Sequence[str], ease_items: int = EASE_ITEMS) -> dict[str, Any]:
-    """The whole table for one data set; returns what the last line prints."""
+def run(log: Log, only: Sequence[str], parts: Sequence[str], ease_items: int = EASE_ITEMS) -> Window:
+    """The whole table for the newest window of one data set."""
     validation = split(log, TUNED_FROM, TEST_FROM, TUNING_USERS)
     test = split(log, TEST_FROM, 1.0, TEST_USERS)
     print(
@@ -99,16 +112,34 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str], ease_items: int = E
         report(method.name, *rows[method.name])
     with tempfile.TemporaryDirectory() as root:
         ours = nightjar(log, E, test, test.warm, Path(root))
-        report("Nightjar", ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
-        end: dict[str, Any] = summary(log, rows, ours) if rows else {}
+        row = (ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
+        report("Nightjar", *row)
+        end: dict[str, Any] = summary(log.name, rows, row) if rows else {}
         if "ranks" in parts:
             fused = nightjar(log, E, test, test.warm, Path(root), rank={"fusion": "reciprocal_ranks"})
             print(f"fused by reciprocal ranks: {_changed(ours.found, fused.found)}", flush=True)
-        if "cold" not in parts:
-            return end
-        everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
-        beside_cold_items(ours, everything, with_new_items(log, test, moment(log, TEST_FROM)))
-    return end | cold_table(log, E, V, TEST_FROM)
+        if "cold" in parts:
+            everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
+            beside_cold_items(ours, everything, with_new_items(log, test, moment(log, TEST_FROM)))
+    if "cold" in parts:
+        end |= cold_table(log, E, V, TEST_FROM)
+    return Window(log.user_ids[test.users], rows, row, end)
+
+
+def together(name: str, windows: Sequence[Window]) -> dict[str, Any]:
+    """The table of several windows of the same log, as `run` prints it for one; returns the comparison."""
+
+    def all_of(results: Sequence[Row]) -> Row:
+        found = [(window.users, found) for window, (_, found) in zip(windows, results, strict=True)]
+        return {"windows": [params for params, _ in results]}, pooled(found)
+
+    rows = {method: all_of([window.rows[method] for window in windows]) for method in windows[0].rows}
+    ours = all_of([window.ours for window in windows])
+    found = [len(window.users) for window in windows]
+    print(f"{name}: {len(ours[1].ndcg)} users of {len(windows)} windows ({', '.join(map(str, found))})")
+    for method, (_, measured) in [*rows.items(), ("Nightjar", ours)]:
+        report(method, {}, measured)
+    return summary(f"{name}, {len(windows)} windows", rows, ours) if rows else {}
 
 
 def chosen_of(every: Sequence[Method], only: Sequence[str]) -> list[Method]:
@@ -131,7 +162,7 @@ def quantile(text: str) -> float:
 def count(text: str) -> int:
     """A number of things as an option has it, at least 1."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is no number of items: 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
     return int(text)
 
 
@@ -161,23 +192,23 @@ def report(method: str, params: Mapping[str, Any], found: Measured) -> None:
     )
 
 
-def summary(log: Log, rows: Mapping[str, Row], ours: Ours) -> dict[str, Any]:
+def summary(name: str, rows: Mapping[str, Row], ours: Row) -> dict[str, Any]:
     """Appends a line for each method and returns the comparison with the best of them on the test window.
 
     The best is chosen by its figure on the test window itself, which favours it.
     """
-    facts = machine.facts()
+    mine, facts = ours[1], machine.facts()
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as sink:
-        for method, (params, found) in [*rows.items(), ("Nightjar", (ours.chosen, ours.found))]:
+        for method, (params, found) in [*rows.items(), ("Nightjar", ours)]:
             line = {
                 "bench": "quality",
-                "data": log.name,
+                "data": name,
                 "method": method,
                 "params": params,
                 "users": len(found.ndcg),
                 "coverage": round(found.coverage, 4),
-                **figures(found, ours.found, method != "Nightjar"),
+                **figures(found, mine, method != "Nightjar"),
             }
             sink.write(json.dumps(line | facts) + "\n")
     best = {
@@ -186,14 +217,14 @@ def summary(log: Log, rows: Mapping[str, Row], ours: Ours) -> dict[str, Any]:
     }
     for metric, method in best.items():
         theirs = getattr(rows[method][1], metric)
-        gap = paired_difference(getattr(ours.found, metric), theirs, RESAMPLES, 0)
+        gap = paired_difference(getattr(mine, metric), theirs, RESAMPLES, 0)
         print(
-            f"{metric}@20: ours {getattr(ours.found, metric).mean():.4f}, best single {method} "
+            f"{metric}@20: ours {getattr(mine, metric).mean():.4f}, best single {method} "
             f"{theirs.mean():.4f}, difference {gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
         )
-    lift = paired_ratio(ours.found.ndcg, rows[best["ndcg"]][1].ndcg, RESAMPLES, 0)
+    lift = paired_ratio(mine.ndcg, rows[best["ndcg"]][1].ndcg, RESAMPLES, 0)
     return {
-        "ndcg20": ours.found.ndcg.mean(),
+        "ndcg20": mine.ndcg.mean(),
         "best_single": f"{best['ndcg']} {rows[best['ndcg']][1].ndcg.mean():.4f}",
         "lift": lift.mean,
         "lift_low": lift.low,
@@ -233,6 +264,13 @@ def main() -> None:
     )
     parser.add_argument("--until", type=quantile, default=1.0, help="quantile of time at which the log ends")
     parser.add_argument(
+        "--windows",
+        type=count,
+        default=1,
+        help="test windows, each ending where the one after it begins, every method tuned anew before each; "
+        "cold items are measured in the newest; default: %(default)s",
+    )
+    parser.add_argument(
         "--own-clocks", action="store_true", help="everybody's events spread over the same year: no fashion"
     )
     parser.add_argument(
@@ -242,8 +280,14 @@ def main() -> None:
         help="most liked items that the single method EASE has, where there are more; default: %(default)s",
     )
     args = parser.parse_args()
-    log = read_log(args.data, args.folder, args.until, args.own_clocks)
-    end = run(log, args.only, args.parts, args.ease_items)
+    windows, before = list[Window](), np.inf
+    while len(windows) < args.windows:
+        log = read_log(args.data, args.folder, args.until, args.own_clocks, before)
+        windows.append(run(log, args.only, [] if windows else args.parts, args.ease_items))
+        before = moment(log, TEST_FROM)
+    end = windows[0].end
+    if len(windows) > 1:
+        end |= together(Path(args.data).name, windows)
     if {"lift", "cold_recall20"} <= set(end):
         print(
             f"bench quality: ndcg20={end['ndcg20']:.4f} best_single={end['best_single'].replace(' ', '_')} "

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ NO_SECONDS = 1e11
 @dataclass(frozen=True)
 class Log:
     """Positive events in time order. user, item: (n,) int64 codes; time: (n,) float64 days; texts: of each
-    item.
+    item; user_ids: (n_users,) what the log calls them.
     """
 
     name: str
@@ -36,7 +37,11 @@ class Log:
     item: NDArray[np.int64]
     time: NDArray[np.float64]
     texts: tuple[str, ...]
-    n_users: int
+    user_ids: NDArray[Any]
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids)
 
     @property
     def n_items(self) -> int:
@@ -44,7 +49,7 @@ class Log:
 
     def where(self, kept: NDArray[np.bool_]) -> Log:
         """These events alone, of the same users and items."""
-        return Log(self.name, self.user[kept], self.item[kept], self.time[kept], self.texts, self.n_users)
+        return Log(self.name, self.user[kept], self.item[kept], self.time[kept], self.texts, self.user_ids)
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,19 @@ class Split:
     warm: NDArray[np.bool_]
 
 
-def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_clocks: bool = False) -> Log:
+def read_log(
+    name: str,
+    folder: Path | None = None,
+    until: float = 1.0,
+    own_clocks: bool = False,
+    before: float = np.inf,
+) -> Log:
     """The log called `name` in the data folder, or of a folder with interactions.parquet and
     items.parquet.
 
-    until: the quantile of time at which it ends, for other windows of the same log. own_clocks: everybody's
-    events are spread over the same year, so that a window of time is the newest share of every history and
-    fashion is gone: the split that papers make.
+    until: the quantile of time at which it ends; before: the day on which it ends already. own_clocks:
+    everybody's events are spread over the same year, so that a window of time is the newest share of every
+    history and fashion is gone: the split that papers make.
     """
     root = folder or Path(os.environ.get("NIGHTJAR_DATA", "../shared/data"))
     path = Path(name)
@@ -91,6 +102,7 @@ def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_cloc
         frame["time"] = _own_clocks(frame)
     if until < 1:
         frame = frame[frame["time"] < frame["time"].quantile(until)]
+    frame = frame[frame["time"] < before]
     frame = frame[frame.groupby("item")["time"].transform("size") >= MIN_EVENTS]
     if frame.empty:
         raise InputError(f"{name}: no item has {MIN_EVENTS} events, and those with fewer are left out")
@@ -101,12 +113,15 @@ def read_log(name: str, folder: Path | None = None, until: float = 1.0, own_cloc
     counted = counted.sort_values(["item", "n", "text"], ascending=[True, False, True])
     texts = counted.drop_duplicates("item").set_index("item")["text"].reindex(items)
     return Log(
-        path.name + (f"-{until:g}" if until < 1 else "") + ("-own-clocks" if own_clocks else ""),
+        path.name
+        + (f"-{until:g}" if until < 1 else "")
+        + ("-own-clocks" if own_clocks else "")
+        + (f"-before-{before:.0f}" if before < np.inf else ""),
         user.astype(np.int64),
         item.astype(np.int64),
         frame["time"].to_numpy(np.float64),
         tuple(texts),
-        len(users),
+        np.asarray(users),
     )
 
 

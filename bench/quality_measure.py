@@ -52,6 +52,19 @@ class Measured:
     coverage: float
 
 
+def pooled(found: Sequence[tuple[NDArray[Any], Measured]]) -> Measured:
+    """One result of several windows, each with the ids of its users: a user of some of them counts once, by
+    the mean of his figures there, for users are what intervals are drawn over.
+    """
+    ids = np.concatenate([users for users, _ in found])
+    _, row, counts = np.unique(ids, return_inverse=True, return_counts=True)
+
+    def means(of: str) -> F64:
+        return np.bincount(row, np.concatenate([getattr(one, of) for _, one in found])) / counts
+
+    return Measured(means("recall"), means("ndcg"), float(np.mean([one.coverage for _, one in found])))
+
+
 def lists_of(held: Split, scores: Callable[[I64], NDArray[np.floating]], k: int = K) -> I64:
     """The best k (len(held.users), k) of dense scores (users, n_items), what they may not get left out."""
     lists = np.full((len(held.users), k), -1, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from bench.quality import main
-from bench.quality_data import MIN_EVENTS, Log, read_log, split
+from bench import quality
+from bench.quality_data import MIN_EVENTS, Log, moment, read_log, split
+from bench.quality_measure import Measured, pooled
 from bench.quality_night import Pairs, default_config, lists_for, night_of
 from bench.quality_trials import Method, methods
 from nightjar.job import guarded
@@ -36,7 +38,7 @@ def planted(seed: int = 0) -> tuple[Log, np.ndarray]:
     order = rng.permutation(len(user))
     E = taste.unit_rows((np.eye(16)[taste_of] + 0.4 * rng.standard_normal((N_ITEMS, 16))).astype(np.float32))
     texts = tuple(f"taste {i % 4} kind {i % 7} t{i}" for i in range(N_ITEMS))
-    return Log("planted", user[order], item[order], time, texts, N_USERS), E
+    return Log("planted", user[order], item[order], time, texts, np.arange(N_USERS)), E
 
 
 Ran = tuple[Night, Log, np.ndarray, np.ndarray, np.ndarray]
@@ -135,6 +137,50 @@ def test_a_log_that_ends_earlier_is_the_log_read_then(tmp_path: Path) -> None:
     assert np.array_equal(whole.time[kept], early.time)
 
 
+def test_a_user_of_several_windows_counts_once_by_the_mean_of_his_figures() -> None:
+    rng = np.random.default_rng(5)
+    windows, of = [], dict[str, list[tuple[float, float]]]()
+    for n_users in (7, 12, 1):
+        users = rng.permutation([f"u{n}" for n in range(15)])[:n_users]
+        recall, ndcg = rng.random((2, n_users))
+        windows.append((users, Measured(recall, ndcg, rng.random())))
+        for user, *values in zip(users, recall, ndcg, strict=True):
+            of.setdefault(user, []).append(tuple(values))
+    found = pooled(windows)
+    wanted = np.array([np.mean(of[user], axis=0) for user in sorted(of)])
+    assert np.allclose(np.stack([found.recall, found.ndcg], axis=1), wanted)
+    assert found.coverage == pytest.approx(np.mean([one.coverage for _, one in windows]))
+
+
+def test_windows_follow_each_other_and_are_measured_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, windows = list[Log](), list[quality.Window]()
+    table = quality.run
+
+    def seen(log: Log, *asked: Any) -> quality.Window:
+        logs.append(log)
+        windows.append(table(log, *asked))
+        return windows[-1]
+
+    monkeypatch.setattr(quality, "run", seen)
+    monkeypatch.setattr(quality, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(quality, "embeddings", lambda log: planted()[1][: log.n_items])
+    asked = ["--data", str(written(tmp_path)), "--only", "random", "popular", "--parts", "--windows", "2"]
+    monkeypatch.setattr("sys.argv", ["quality", *asked])
+    quality.main()
+    newer, older = logs
+    assert older.time.max() < moment(newer, quality.TEST_FROM) <= newer.time.max()
+    assert older.time.max() == newer.time[newer.time < moment(newer, quality.TEST_FROM)].max()
+    ours = [dict(zip(one.users, one.ours[1].ndcg, strict=True)) for one in windows]
+    everybody = {user: [one[user] for one in ours if user in one] for one in ours for user in one}
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert f"ndcg@20: ours {np.mean([np.mean(found) for found in everybody.values()]):.4f}" in line
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["users"] for row in rows[-3:]] == [len(everybody)] * 3
+    assert 0 < sum(map(len, ours)) - len(everybody) < len(everybody)
+
+
 def test_milliseconds_are_read_as_such(tmp_path: Path) -> None:
     events = pq.read_table(written(tmp_path) / "interactions.parquet").to_pandas()
     logs = []
@@ -161,7 +207,8 @@ def test_items_without_a_text_have_an_empty_one(tmp_path: Path) -> None:
             "--only popluar: no single method of that name; there are ",
         ),
         (["--data", "FOLDER", "--until", "1.5"], "1.5 is no share of the log's time"),
-        (["--data", "FOLDER", "--ease-items", "0"], "0 is no number of items"),
+        (["--data", "FOLDER", "--ease-items", "0"], "0 is no whole number of 1 or more"),
+        (["--data", "FOLDER", "--windows", "two"], "two is no whole number of 1 or more"),
         (
             ["--data", "NO_TEXT"],
             "items.parquet: no column text; it needs item_id, text and has item_id, title",
@@ -188,11 +235,11 @@ def test_what_it_cannot_measure_it_says_in_a_sentence(
     events = events.set_column(2, "ts", pa.array(["2020-01-01"] * len(events)))
     pq.write_table(events, tmp_path / "DATES/interactions.parquet")
     (tmp_path / "TORN/items.parquet").write_bytes(b"PAR1")
-    monkeypatch.setattr("bench.quality.embeddings", lambda log: planted()[1][: log.n_items])
+    monkeypatch.setattr(quality, "embeddings", lambda log: planted()[1][: log.n_items])
     args = [str(tmp_path / arg) if (tmp_path / arg).exists() else arg for arg in args]
     monkeypatch.setattr("sys.argv", ["quality", *args])
     with pytest.raises(SystemExit) as stopped:
-        guarded(main)
+        guarded(quality.main)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
