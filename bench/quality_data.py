@@ -200,7 +200,7 @@ def _columns(path: Path, names: list[str]) -> pd.DataFrame:
 def _reviews(folder: Path) -> pd.DataFrame:
     rows = _columns(folder / "interactions.parquet", ["user_id", "item_id", "ts"])
     if not pd.api.types.is_numeric_dtype(rows["ts"]):
-        raise InputError(f"{folder / 'interactions.parquet'}: ts must be numbers, seconds since 1970")
+        raise InputError(f"{folder / 'interactions.parquet'}: ts must be numbers, (milli)seconds since 1970")
     items = _columns(folder / "items.parquet", ["item_id", "text"]).drop_duplicates("item_id")
     texts = items.set_index("item_id")["text"].fillna("").astype(str)
     return pd.DataFrame(

@@ -7,28 +7,26 @@ process. A test holds the lists of a real night equal to these.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bench.loops import loops_for_engines
 from bench.quality_data import Log
 from nightjar.config import NightConfig
-from nightjar.engines import actors, spark
 from nightjar.kernels.signals import decay
 from nightjar.night import function_of
 from nightjar.pipeline import NIGHT
 from nightjar.progress import Report
 from nightjar.stage import Night, run_stage
-from nightjar.store import Committed, Dataset, FileEntry, Manifest, Store
+from nightjar.store import Committed, Dataset, Manifest, Store
 from nightjar.tables import (
     INTERACTIONS,
     ITEM_EMBEDDINGS,
@@ -206,39 +204,6 @@ def commit(
     files = tuple(attempt.write_part(number, [rows]) for number, rows in enumerate(parts))
     n_rows = sum(entry.rows for entry in files)
     return attempt.commit(Manifest(table.name, str(night.ds), "log", fingerprint, files, n_rows, ()))
-
-
-@contextlib.contextmanager
-def loops_for_engines() -> Iterator[None]:
-    """Ray's pool and Spark's tasks stood in for by loops in this process."""
-    stand_ins = {"session": lambda _: None, "map_parts": _each_part}
-    with loops_for_actors(), mock.patch.multiple(spark, **stand_ins):
-        yield
-
-
-@contextlib.contextmanager
-def loops_for_actors() -> Iterator[None]:
-    """Ray's pool alone stood in for by a loop, which does for every stage but those that encode."""
-    stand_ins = {"connect": lambda _: None, "Pool": _Loop, "pool_size": lambda *_: 1}
-    with mock.patch.multiple(actors, **stand_ins):
-        yield
-
-
-class _Loop:
-    def __init__(self, make: Any, *_: Any, **__: Any) -> None:
-        self.make = make
-
-    def __class_getitem__(cls, _: Any) -> Any:
-        return cls
-
-    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        work = self.make()
-        return ((task, work(task)) for task in tasks)
-
-
-def _each_part(_: Any, task: Any, attempt: Any, n_parts: int) -> tuple[FileEntry, ...]:
-    del attempt
-    return tuple(task(part) for part in range(n_parts))
 
 
 def _ids(letter: str, numbers: I64) -> list[str]:

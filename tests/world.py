@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bench.quality_night import loops_for_actors
+from bench.loops import loops_for_actors
 from nightjar.config import NightConfig
 from nightjar.night import function_of, run_declared
 from nightjar.progress import QUIET

@@ -213,7 +213,7 @@ def test_items_without_a_text_have_an_empty_one(tmp_path: Path) -> None:
             ["--data", "NO_TEXT"],
             "items.parquet: no column text; it needs item_id, text and has item_id, title",
         ),
-        (["--data", "DATES"], "ts must be numbers, seconds since 1970"),
+        (["--data", "DATES"], "ts must be numbers, (milli)seconds since 1970"),
         (["--data", "TORN"], "items.parquet: cannot be read as Parquet"),
         (["--data", "FOLDER", "--until", "0.1"], "no item has 5 events"),
         (["--data", "FOLDER", "--until", "0.3"], "this takes a larger log"),

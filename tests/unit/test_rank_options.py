@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bench.quality_night import commit, default_config, lists_for, loops_for_engines, night_of
+from bench.loops import loops_for_engines
+from bench.quality_night import commit, default_config, lists_for, night_of
 from nightjar.kernels.variety import ild_of_vectors
 from nightjar.matrix import mapped_matrix
 from nightjar.night import function_of, stage_named

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.quality_night import default_config, lists_for, loops_for_engines, night_of
+from bench.loops import loops_for_engines
+from bench.quality_night import default_config, lists_for, night_of
 from nightjar.errors import ConfigError
 from nightjar.night import function_of
 from nightjar.pipeline import AGGREGATE_USERS, CLEAN_EVENTS, NIGHT, PUBLISH, RANK, RETRIEVE, WEIGH_EVENTS
