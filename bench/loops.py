@@ -6,6 +6,7 @@ What a stage gives its engine is run as it is, with the same bytes as outcome; b
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 from unittest import mock
@@ -31,15 +32,25 @@ def loops_for_actors() -> Iterator[None]:
 
 
 class _Loop:
-    def __init__(self, make: Any, *_: Any, **__: Any) -> None:
-        self.make = make
+    """What `actors.Pool` is to its callers; what fails here ends the stage at once."""
+
+    def __init__(self, make: Any, resources: Any, *_: Any, **__: Any) -> None:
+        self.make, self.resources = make, resources
+        self.reissued: list[Any] = []
+        self._waiting = deque[Any]()
 
     def __class_getitem__(cls, _: Any) -> Any:
         return cls
 
+    def add(self, tasks: Iterable[Any]) -> None:
+        self._waiting.extend(tasks)
+
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        self.add(tasks)
         work = self.make()
-        return ((task, work(task)) for task in tasks)
+        while self._waiting:
+            task = self._waiting.popleft()
+            yield task, work(task)
 
 
 def _each_part(_: Any, task: Any, attempt: Any, n_parts: int) -> tuple[FileEntry, ...]:

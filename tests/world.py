@@ -24,6 +24,7 @@ from nightjar.progress import QUIET
 from nightjar.stage import Night, Stage, StageResult
 from nightjar.store import Dataset, Manifest, Store
 from nightjar.tables import EVENTS, ITEM_TEXT, ITEMS, Table
+from tests.conftest import SPARK
 
 WORDS = (
     "sourdough flour oven crust baking yeast loaf",
@@ -34,7 +35,6 @@ WORDS = (
     "bicycle wheel chain pedal saddle race helmet",
 )
 DS = date(2025, 3, 31)
-WITHOUT_ACTORS = ("learn_taste", "fit_blend", "build_index", "retrieve")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def config(root: Path | str, **sections: Any) -> NightConfig:
     """A small configuration; sections are merged over it."""
     base: dict[str, Any] = {
         "root": str(root),
-        "spark": {"master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 2},
+        "spark": {**SPARK, "shuffle_partitions": 2},
         "ray": {"num_cpus": 2, "object_store_bytes": 80_000_000},
         "clean_events": {
             "scenes": {
@@ -174,15 +174,14 @@ def night(root: Path | str, ds: date = DS, **sections: Any) -> Night:
     return Night(config(root, **sections), ds, QUIET)
 
 
-def run(night: Night, stages: Iterable[Stage], on_ray: bool = True) -> dict[str, StageResult]:
+def run(night: Night, stages: Iterable[Stage], on_ray: bool = False) -> dict[str, StageResult]:
     """Runs stages on the raw files that the configuration names.
 
-    on_ray: False runs what learns and searches as loops in this process: the same code, without the seconds
-    in which an actor loads its libraries.
+    on_ray: False has loops in this process in place of actors: the same code, without the seconds in which
+    an actor loads its libraries.
     """
     results = {}
-    for stage in stages:
-        loops = not on_ray and stage.name in WITHOUT_ACTORS
-        with loops_for_actors() if loops else nullcontext():
+    with nullcontext() if on_ray else loops_for_actors():
+        for stage in stages:
             results[stage.name] = run_declared(stage, function_of(stage), night)
     return results

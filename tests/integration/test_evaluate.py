@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench.loops import loops_for_actors
 from nightjar.backtest import Tested, judged, raw_files_of
 from nightjar.backtest_report import ablation_text, as_json, text, variation_text
 from nightjar.errors import ConfigError
@@ -97,12 +98,19 @@ class Ran:
     later: list[dict[str, Any]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_actors() -> Iterator[None]:
+    """What is left out or varied runs its stages again: none of that asks for actors."""
+    with loops_for_actors():
+        yield
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     night = world.night(tmp_path_factory.mktemp("evaluate") / "backtest", **SECTIONS)
     world.commit_world(two_scenes(), night)
     stages = [one for one in NIGHT if one.name not in ("clean_events", "build_items", PUBLISH.name)]
-    world.run(night, stages, on_ray=False)
+    world.run(night, stages)
     after = world.night(night.config.root, night.ds + timedelta(days=3), **SECTIONS)
     later = afterwards(night)
     world.commit_world(world.World((), tuple(later)), after)

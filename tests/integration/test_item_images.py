@@ -97,9 +97,9 @@ class Shop:
         ds = date(2025, 3, 31) + timedelta(days=day)
         return world.night(self.folder / "root", ds=ds, build_items=items, encode_items=params)
 
-    def run(self, night: Night) -> StageResult:
+    def run(self, night: Night, on_ray: bool = False) -> StageResult:
         world.commit(night.store, EVENTS, night.ds, [EVENTS.schema.empty_table()])
-        return world.run(night, (BUILD_ITEMS, ENCODE_ITEMS))["encode_items"]
+        return world.run(night, (BUILD_ITEMS, ENCODE_ITEMS), on_ray)["encode_items"]
 
     def quarantine(self, night: Night) -> dict[str, str]:
         rows = night.dataset(EMBEDDINGS_QUARANTINE).require("encode_items").read().to_pylist()
@@ -124,7 +124,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 @pytest.fixture(scope="module")
 def first(shop: Shop) -> StageResult:
-    return shop.run(shop.night())
+    return shop.run(shop.night(), on_ray=True)
 
 
 def test_a_picture_is_part_of_what_an_item_is_known_by(shop: Shop, first: StageResult) -> None:

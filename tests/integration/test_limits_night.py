@@ -86,7 +86,7 @@ def _night(folder: Path, users_csv: Path, retrieve: dict[str, Any], k_prime: int
 
 
 def _run(night: Night, stages: Iterable[Any]) -> dict[str, dict[str, Any]]:
-    return {name: dict(one.metrics) for name, one in world.run(night, stages, on_ray=False).items()}
+    return {name: dict(one.metrics) for name, one in world.run(night, stages).items()}
 
 
 def _lists(night: Night) -> dict[str, list[str]]:

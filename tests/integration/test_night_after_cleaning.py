@@ -63,7 +63,7 @@ def mixed() -> world.World:
     return world.World(tuple(items), (*events, *glutton, *disliker, *stranger), withheld)
 
 
-def run_all(night: Night, world_: world.World, on_ray: bool = True) -> dict[str, StageResult]:
+def run_all(night: Night, world_: world.World, on_ray: bool = False) -> dict[str, StageResult]:
     world.commit_world(world_, night)
     return world.run(night, AFTER_CLEANING, on_ray)
 
@@ -107,7 +107,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     when = made.events[0]["event_time"]
     theirs = (world.event(FORGOTTEN[0], item["item_id"], when) for item in made.items[:5])
     cleaned = replace(made, events=(*made.events, *theirs))
-    yield Ran(made, night, run_all(night, cleaned), users_csv)
+    yield Ran(made, night, run_all(night, cleaned, on_ray=True), users_csv)
 
 
 def expected(ran: Ran) -> oracle.Expected:
@@ -230,14 +230,14 @@ def test_lists_are_byte_equal_for_any_shards_and_partitions(
         ),
         lender=ran.night.store,
     )
-    run_all(night, shuffled, on_ray=shards > 1)
+    run_all(night, shuffled)
     assert recommendation_hashes(night) == recommendation_hashes(ran.night)
 
 
 def test_the_next_night_encodes_only_new_texts(ran: Ran) -> None:
     new = {"item_id": "i999", "title": "sourdough starter kit", "taste": 0, "available": True}
     tomorrow = replace(ran.night, ds=ran.night.ds + timedelta(days=1))
-    results = run_all(tomorrow, replace(ran.world, items=(*ran.world.items, new)), on_ray=False)
+    results = run_all(tomorrow, replace(ran.world, items=(*ran.world.items, new)))
     counts = results["encode_items"].metrics
     assert (counts["encoded"], counts["reused"]) == (1, len(ran.world.items))
     before = vectors(ran.night.dataset(ITEM_EMBEDDINGS).require("encode_items").read()["embedding"])
@@ -313,9 +313,9 @@ def test_an_approximate_index_below_the_floor_is_refused(ran: Ran, tmp_path: Pat
         dim = V.shape[1] if table.vector else None
         rows = pa.table(columns, schema=table.arrow_schema(dim))
         world.commit(night.store, table, night.ds, [rows], dim=dim)
-    world.run(night, [BUILD_INDEX], on_ray=False)
+    world.run(night, [BUILD_INDEX])
     with pytest.raises(GateError, match=r"IndexRecall@10 is 0\.\d+ on 60 sampled users, below 0\.9"):
-        world.run(night, [RETRIEVE], on_ray=False)
+        world.run(night, [RETRIEVE])
     assert night.dataset(CANDIDATES).committed() is None
 
 
