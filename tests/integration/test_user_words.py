@@ -1,4 +1,4 @@
-"""What users write, from the log to their lists, on the real engines: searches, reviews, stated interests."""
+"""What users write, from the log to their lists, once on the real engines: searches, reviews, interests."""
 
 from __future__ import annotations
 
