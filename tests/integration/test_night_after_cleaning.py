@@ -214,7 +214,7 @@ def recommendation_hashes(night: Night) -> list[str]:
 def test_lists_are_byte_equal_for_any_shards_and_partitions(
     ran: Ran, tmp_path: Path, shards: int, partitions: int, adaptive: bool
 ) -> None:
-    """The night shared by all tests has 2 shards and 3 partitions, adaptive, and actors, which these have not."""
+    """The night shared by all tests has 2 shards and 3 partitions, adaptive, and actors; these have none."""
     night = new_night(tmp_path, ran.users_csv, build_index={"shards": shards})
     session = spark.session(night.config)
     session.conf.set("spark.sql.shuffle.partitions", str(partitions))
