@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import machine
-from bench.quality_cold import cold_table
+from bench.quality_cold import CASES, OURS, Found, cold_table, cold_together
 from bench.quality_data import MIN_EVENTS, Log, Split, embeddings, moment, read_log, split, with_new_items
 from bench.quality_measure import Measured, held_against, pooled
 from bench.quality_night import default_config, lists_for, night_of
@@ -40,7 +40,8 @@ TUNED_FROM, TEST_FROM = 0.8, 0.9
 """Quantiles of time at which the validation and the test window begin."""
 TUNING_USERS, TEST_USERS = 2000, 5000
 RESAMPLES = 1000
-PARTS = ["ranks", "cold"]
+PARTS = ["ranks", "beside", "withheld", "new"]
+"""Beside the table of warm items: reciprocal ranks, cold items among them, the two tables of cold items."""
 Row = tuple[dict[str, Any], Measured]
 
 
@@ -58,12 +59,13 @@ class Ours:
 class Window:
     """The table of one test window. users: (n,) ids of the evaluated ones; every result has a row for each.
 
-    end: what its last line prints.
+    cold: what was found among cold items, by case; end: what its last line prints.
     """
 
     users: NDArray[Any]
     rows: dict[str, Row]
     ours: Row
+    cold: dict[str, Found]
     end: dict[str, Any]
 
 
@@ -113,17 +115,16 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str], ease_items: int = E
     with tempfile.TemporaryDirectory() as root:
         ours = nightjar(log, E, test, test.warm, Path(root))
         row = (ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
-        report("Nightjar", *row)
+        report(OURS, *row)
         end: dict[str, Any] = summary(log.name, rows, row) if rows else {}
         if "ranks" in parts:
             fused = nightjar(log, E, test, test.warm, Path(root), rank={"fusion": "reciprocal_ranks"})
             print(f"fused by reciprocal ranks: {_changed(ours.found, fused.found)}", flush=True)
-        if "cold" in parts:
+        if "beside" in parts:
             everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
             beside_cold_items(ours, everything, with_new_items(log, test, moment(log, TEST_FROM)))
-    if "cold" in parts:
-        end |= cold_table(log, E, V, TEST_FROM)
-    return Window(log.user_ids[test.users], rows, row, end)
+        cold = cold_table(log, E, V, TEST_FROM, [part for part in parts if part in CASES], Path(root))
+    return Window(log.user_ids[test.users], rows, row, cold, end | cold_end(cold))
 
 
 def together(name: str, windows: Sequence[Window]) -> dict[str, Any]:
@@ -137,9 +138,15 @@ def together(name: str, windows: Sequence[Window]) -> dict[str, Any]:
     ours = all_of([window.ours for window in windows])
     found = [len(window.users) for window in windows]
     print(f"{name}: {len(ours[1].ndcg)} users of {len(windows)} windows ({', '.join(map(str, found))})")
-    for method, (_, measured) in [*rows.items(), ("Nightjar", ours)]:
+    for method, (_, measured) in [*rows.items(), (OURS, ours)]:
         report(method, {}, measured)
-    return summary(f"{name}, {len(windows)} windows", rows, ours) if rows else {}
+    end = cold_end(cold_together([window.cold for window in windows]))
+    return end | (summary(f"{name}, {len(windows)} windows", rows, ours) if rows else {})
+
+
+def cold_end(cold: Mapping[str, Found]) -> dict[str, Any]:
+    """What the last line says of cold items."""
+    return {"cold_recall20": cold["withheld"].rows[OURS][0].mean()} if "withheld" in cold else {}
 
 
 def chosen_of(every: Sequence[Method], only: Sequence[str]) -> list[Method]:
@@ -200,7 +207,7 @@ def summary(name: str, rows: Mapping[str, Row], ours: Row) -> dict[str, Any]:
     mine, facts = ours[1], machine.facts()
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as sink:
-        for method, (params, found) in [*rows.items(), ("Nightjar", ours)]:
+        for method, (params, found) in [*rows.items(), (OURS, ours)]:
             line = {
                 "bench": "quality",
                 "data": name,
@@ -208,7 +215,7 @@ def summary(name: str, rows: Mapping[str, Row], ours: Row) -> dict[str, Any]:
                 "params": params,
                 "users": len(found.ndcg),
                 "coverage": round(found.coverage, 4),
-                **figures(found, mine, method != "Nightjar"),
+                **figures(found, mine, method != OURS),
             }
             sink.write(json.dumps(line | facts) + "\n")
     best = {
@@ -267,8 +274,8 @@ def main() -> None:
         "--windows",
         type=count,
         default=1,
-        help="test windows, each ending where the one after it begins, every method tuned anew before each; "
-        "cold items are measured in the newest; default: %(default)s",
+        help="test windows, each ending where the one after it begins, everything learnt anew before each; "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--own-clocks", action="store_true", help="everybody's events spread over the same year: no fashion"
@@ -283,7 +290,7 @@ def main() -> None:
     windows, before = list[Window](), np.inf
     while len(windows) < args.windows:
         log = read_log(args.data, args.folder, args.until, args.own_clocks, before)
-        windows.append(run(log, args.only, [] if windows else args.parts, args.ease_items))
+        windows.append(run(log, args.only, args.parts, args.ease_items))
         before = moment(log, TEST_FROM)
     end = windows[0].end
     if len(windows) > 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from numpy.typing import NDArray
 
 from bench import quality_baselines as single
 from bench.quality_data import Log, Split, evaluated, moment, newly_chosen, pairs
-from bench.quality_measure import csr, history, lists_of
+from bench.quality_measure import by_user, csr, history, lists_of
 from bench.quality_night import default_config, lists_for, night_of
 from nightjar.kernels.metrics import accuracy
+from nightjar.kernels.statistics import paired_difference
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
+F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 Mask = NDArray[np.bool_]
 SHARE = 0.2
 USERS = 2000
 KS = (20, 100)
+RESAMPLES = 1000
+OURS = "Nightjar"
+CASES = ("withheld", "new")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,14 @@ class Cold:
     known: Log
     t0: float
     held: Split
+
+
+@dataclass(frozen=True)
+class Found:
+    """users: (n,) ids; rows: method -> Recall@20 and Recall@100 (n,) of each user."""
+
+    users: NDArray[Any]
+    rows: dict[str, tuple[F64, F64]]
 
 
 def withheld(log: Log, seed: int, among: Mask, name: str = "withheld") -> Cold:
@@ -63,17 +75,21 @@ def _cold(name: str, known: Log, t0: float, cold: Mask, user: I64, item: I64) ->
     return Cold(name, known, t0, evaluated(base, user[asked], item[asked], USERS))
 
 
-def recalls(case: Cold, lists: I64) -> tuple[float, float]:
-    """Mean Recall@20 and Recall@100."""
+def recalls(case: Cold, lists: I64) -> tuple[F64, F64]:
+    """Recall@20 and Recall@100 of each user."""
     values = accuracy(lists, csr(case.held.truth), list(KS))
-    return float(values["Recall@20"].mean()), float(values["Recall@100"].mean())
+    return values["Recall@20"], values["Recall@100"]
 
 
-def ours(case: Cold, E: F32) -> I64:
-    """The default night with the cold items alone available, lists of 100."""
-    with tempfile.TemporaryDirectory() as folder:
+def ours(case: Cold, E: F32, root: Path | None = None) -> I64:
+    """The default night with the cold items alone available, lists of 100.
+
+    root: where a night as of the same t0 was run, of which this one learns nothing anew.
+    """
+    with contextlib.ExitStack() as stack:
+        root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sizes: dict[str, Any] = {"rank": {"k": KS[-1]}, "retrieve": {"k_prime": KS[-1]}}
-        night = night_of(case.known, case.t0, case.held.warm, E, default_config(Path(folder), **sizes))
+        night = night_of(case.known, case.t0, case.held.warm, E, default_config(root, **sizes))
         return lists_for(night, case.held.users)
 
 
@@ -99,34 +115,60 @@ def singles(log: Log, V: F32) -> dict[str, list[Fit]]:
     }
 
 
-def cold_table(log: Log, E: F32, V: F32, test_from: float) -> dict[str, float]:
-    """Prints Recall@20 and @100 among cold items for us and the usual answers; returns ours.
+def cold_table(
+    log: Log, E: F32, V: F32, test_from: float, names: Sequence[str], root: Path
+) -> dict[str, Found]:
+    """Prints Recall@20 and @100 among cold items for us and the usual answers, and returns them by case.
 
-    Single methods are tuned on another fifth, withheld from what remains.
+    Single methods are tuned on another fifth, withheld from what remains. names: of CASES; root: where the
+    night as of the quantile `test_from` is.
     """
+    if not names:
+        return {}
     everything = np.ones(log.n_items, bool)
     cases = [withheld(log, 0, everything), newcomers(log, moment(log, test_from))]
     inner = withheld(log, 1, ~cases[0].held.warm, "inner")
     best: dict[str, Fit] = {}
     for name, fits in singles(log, V).items():
         values = [
-            recalls(inner, by_scorer(inner, fit(_fitted_on(inner))))[0] for fit in fits if len(fits) > 1
+            recalls(inner, by_scorer(inner, fit(_fitted_on(inner))))[0].mean()
+            for fit in fits
+            if len(fits) > 1
         ]
         best[name] = fits[int(np.argmax(values))] if values else fits[0]
-    found: dict[str, float] = {}
-    for case in cases:
+    found: dict[str, Found] = {}
+    for case in (case for case in cases if case.name in names):
         if not len(case.held.users):
             print(f"{case.name}: no user chose any", flush=True)
             continue
         print(
             f"{case.name}: {int(case.held.warm.sum())} cold items, {len(case.held.users)} users", flush=True
         )
+        rows = {}
         for name, fit in best.items():
-            _line(case, name, recalls(case, by_scorer(case, fit(_fitted_on(case)))))
-        mine = recalls(case, ours(case, E))
-        _line(case, "Nightjar", mine)
-        if case.name == "withheld":
-            found = {"cold_recall20": mine[0], "cold_recall100": mine[1]}
+            rows[name] = recalls(case, by_scorer(case, fit(_fitted_on(case))))
+            _line(case.name, name, rows[name])
+        rows[OURS] = recalls(case, ours(case, E, root if case.name == "new" else None))
+        _line(case.name, OURS, rows[OURS])
+        found[case.name] = Found(log.user_ids[case.held.users], rows)
+        _beside_the_best(case.name, rows)
+    return found
+
+
+def cold_together(windows: Sequence[Mapping[str, Found]]) -> dict[str, Found]:
+    """Prints the same of several windows of a log, and returns it."""
+    found: dict[str, Found] = {}
+    for name in dict.fromkeys(name for window in windows for name in window):
+        there = [window[name] for window in windows if name in window]
+        ids, rows = [one.users for one in there], dict[str, tuple[F64, F64]]()
+        for method in there[0].rows:
+            at_20, at_100 = (by_user(ids, [one.rows[method][at] for one in there]) for at in (0, 1))
+            rows[method] = at_20, at_100
+        found[name] = Found(np.unique(np.concatenate(ids)), rows)
+        print(f"{name}: {len(found[name].users)} users of {len(there)} windows", flush=True)
+        for method, values in rows.items():
+            _line(name, method, values)
+        _beside_the_best(name, rows)
     return found
 
 
@@ -137,5 +179,20 @@ def _fitted_on(case: Cold) -> Split:
     return Split(held.liked, held.ages, held.users, held.truth, warm)
 
 
-def _line(case: Cold, name: str, values: tuple[float, float]) -> None:
-    print(f"cold {case.name:9s} {name:20s} R@20 {values[0]:.4f}  R@100 {values[1]:.4f}", flush=True)
+def _line(case: str, method: str, values: tuple[F64, F64]) -> None:
+    at_20, at_100 = (one.mean() for one in values)
+    print(f"cold {case:9s} {method:20s} R@20 {at_20:.4f}  R@100 {at_100:.4f}", flush=True)
+
+
+def _beside_the_best(case: str, rows: Mapping[str, tuple[F64, F64]]) -> None:
+    """The best is chosen by its figure on the test itself, which favours it."""
+    for at, k in enumerate(KS):
+        best = max((name for name in rows if name != OURS), key=lambda name: rows[name][at].mean())
+        if len(rows[OURS][at]) < 2:
+            return
+        gap = paired_difference(rows[OURS][at], rows[best][at], RESAMPLES, 0)
+        print(
+            f"cold {case:9s} Nightjar more than {best} at {k}: {gap.difference:+.4f} "
+            f"[{gap.low:+.4f}, {gap.high:+.4f}]",
+            flush=True,
+        )

@@ -53,16 +53,21 @@ class Measured:
 
 
 def pooled(found: Sequence[tuple[NDArray[Any], Measured]]) -> Measured:
-    """One result of several windows, each with the ids of its users: a user of some of them counts once, by
-    the mean of his figures there, for users are what intervals are drawn over.
+    """One result of several windows, each with the ids of its users."""
+    ids = [users for users, _ in found]
+    recall, ndcg = (by_user(ids, [getattr(one, of) for _, one in found]) for of in ("recall", "ndcg"))
+    return Measured(recall, ndcg, float(np.mean([one.coverage for _, one in found])))
+
+
+def by_user(ids: Sequence[NDArray[Any]], values: Sequence[F64]) -> F64:
+    """A value for each user (n,) from those of several windows, each with the ids of its users.
+
+    Their mean is that of all values of all windows, and who draws a user draws all that he stands in: the
+    sum of a user's values, times users by values.
     """
-    ids = np.concatenate([users for users, _ in found])
-    _, row, counts = np.unique(ids, return_inverse=True, return_counts=True)
-
-    def means(of: str) -> F64:
-        return np.bincount(row, np.concatenate([getattr(one, of) for _, one in found])) / counts
-
-    return Measured(means("recall"), means("ndcg"), float(np.mean([one.coverage for _, one in found])))
+    _, row = np.unique(np.concatenate(ids), return_inverse=True)
+    sums: F64 = np.bincount(row, np.concatenate(values))
+    return sums * (len(sums) / len(row))
 
 
 def lists_of(held: Split, scores: Callable[[I64], NDArray[np.floating]], k: int = K) -> I64:

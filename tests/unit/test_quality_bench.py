@@ -137,18 +137,21 @@ def test_a_log_that_ends_earlier_is_the_log_read_then(tmp_path: Path) -> None:
     assert np.array_equal(whole.time[kept], early.time)
 
 
-def test_a_user_of_several_windows_counts_once_by_the_mean_of_his_figures() -> None:
+def test_a_user_of_several_windows_is_drawn_with_all_of_them() -> None:
     rng = np.random.default_rng(5)
-    windows, of = [], dict[str, list[tuple[float, float]]]()
+    windows, of, n = [], dict[str, list[tuple[float, float]]](), 20
     for n_users in (7, 12, 1):
-        users = rng.permutation([f"u{n}" for n in range(15)])[:n_users]
+        users = rng.permutation([f"u{at}" for at in range(15)])[:n_users]
         recall, ndcg = rng.random((2, n_users))
         windows.append((users, Measured(recall, ndcg, rng.random())))
         for user, *values in zip(users, recall, ndcg, strict=True):
-            of.setdefault(user, []).append(tuple(values))
+            of.setdefault(user, []).append((values[0], values[1]))
     found = pooled(windows)
-    wanted = np.array([np.mean(of[user], axis=0) for user in sorted(of)])
-    assert np.allclose(np.stack([found.recall, found.ndcg], axis=1), wanted)
+    every = np.array([value for values in of.values() for value in values])
+    assert len(every) == n and 0 < n - len(of) < n
+    assert np.allclose([found.recall.mean(), found.ndcg.mean()], every.mean(axis=0))
+    sums = np.array([np.sum(of[user], axis=0) for user in sorted(of)])
+    assert np.allclose(np.stack([found.recall, found.ndcg], axis=1) / sums, len(of) / n)
     assert found.coverage == pytest.approx(np.mean([one.coverage for _, one in windows]))
 
 
@@ -166,19 +169,21 @@ def test_windows_follow_each_other_and_are_measured_together(
     monkeypatch.setattr(quality, "run", seen)
     monkeypatch.setattr(quality, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(quality, "embeddings", lambda log: planted()[1][: log.n_items])
-    asked = ["--data", str(written(tmp_path)), "--only", "random", "popular", "--parts", "--windows", "2"]
+    asked = ["--data", str(written(tmp_path)), "--only", "random", "popular", "--windows", "2"]
     monkeypatch.setattr("sys.argv", ["quality", *asked])
     quality.main()
     newer, older = logs
     assert older.time.max() < moment(newer, quality.TEST_FROM) <= newer.time.max()
     assert older.time.max() == newer.time[newer.time < moment(newer, quality.TEST_FROM)].max()
-    ours = [dict(zip(one.users, one.ours[1].ndcg, strict=True)) for one in windows]
-    everybody = {user: [one[user] for one in ours if user in one] for one in ours for user in one}
-    line = capsys.readouterr().out.strip().splitlines()[-1]
-    assert f"ndcg@20: ours {np.mean([np.mean(found) for found in everybody.values()]):.4f}" in line
+    everybody = {user for one in windows for user in one.users}
+    assert 0 < sum(len(one.users) for one in windows) - len(everybody) < len(everybody)
+    said = capsys.readouterr().out.strip().splitlines()
+    ndcg = np.concatenate([one.ours[1].ndcg for one in windows]).mean()
+    assert f"ndcg@20: ours {ndcg:.4f}" in said[-2] and f"ndcg20={ndcg:.4f}" in said[-1]
+    withheld = np.concatenate([one.cold["withheld"].rows["BM25"][1] for one in windows]).mean()
+    assert f"R@100 {withheld:.4f}" in [line for line in said if "cold withheld  BM25" in line][-1]
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row["users"] for row in rows[-3:]] == [len(everybody)] * 3
-    assert 0 < sum(map(len, ours)) - len(everybody) < len(everybody)
 
 
 def test_milliseconds_are_read_as_such(tmp_path: Path) -> None:
