@@ -25,7 +25,7 @@ def loops_for_engines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loops_for_actors() -> Iterator[None]:
-    """Ray's pool alone stood in for by a loop, which does for every stage but those that encode."""
+    """Ray's pool alone stood in for by a loop."""
     stand_ins = {"connect": lambda _: None, "Pool": _Loop, "pool_size": lambda *_: 1}
     with mock.patch.multiple(actors, **stand_ins):
         yield

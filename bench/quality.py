@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from bench import machine
 from bench.quality_cold import CASES, OURS, Found, cold_table, cold_together
 from bench.quality_data import MIN_EVENTS, Log, Split, embeddings, moment, read_log, split, with_new_items
-from bench.quality_measure import Measured, held_against, pooled
+from bench.quality_measure import RESAMPLES, Measured, difference, held_against, pooled
 from bench.quality_night import default_config, lists_for, night_of
 from bench.quality_trials import EASE_ITEMS, Method, methods, tuned
 from nightjar.errors import InputError
@@ -39,7 +39,6 @@ RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 TUNED_FROM, TEST_FROM = 0.8, 0.9
 """Quantiles of time at which the validation and the test window begin."""
 TUNING_USERS, TEST_USERS = 2000, 5000
-RESAMPLES = 1000
 PARTS = ["ranks", "beside", "withheld", "new"]
 """Beside the table of warm items: reciprocal ranks, cold items among them, the two tables of cold items."""
 Row = tuple[dict[str, Any], Measured]
@@ -184,11 +183,8 @@ def beside_cold_items(ours: Ours, everything: Ours, whole: Split) -> None:
 
 
 def _changed(before: Measured, after: Measured) -> str:
-    gap = paired_difference(after.ndcg, before.ndcg, RESAMPLES, 0)
-    return (
-        f"N@20 {before.ndcg.mean():.4f} -> {after.ndcg.mean():.4f}, "
-        f"difference {gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
-    )
+    more = difference(after.ndcg, before.ndcg)
+    return f"N@20 {before.ndcg.mean():.4f} -> {after.ndcg.mean():.4f}, difference {more}"
 
 
 def report(method: str, params: Mapping[str, Any], found: Measured) -> None:
@@ -223,11 +219,10 @@ def summary(name: str, rows: Mapping[str, Row], ours: Row) -> dict[str, Any]:
         for metric in ("recall", "ndcg")
     }
     for metric, method in best.items():
-        theirs = getattr(rows[method][1], metric)
-        gap = paired_difference(getattr(mine, metric), theirs, RESAMPLES, 0)
+        own, theirs = getattr(mine, metric), getattr(rows[method][1], metric)
         print(
-            f"{metric}@20: ours {getattr(mine, metric).mean():.4f}, best single {method} "
-            f"{theirs.mean():.4f}, difference {gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+            f"{metric}@20: ours {own.mean():.4f}, best single {method} {theirs.mean():.4f}, "
+            f"difference {difference(own, theirs)}"
         )
     lift = paired_ratio(mine.ndcg, rows[best["ndcg"]][1].ndcg, RESAMPLES, 0)
     return {

@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 
 from bench import quality_baselines as single
 from bench.quality_data import Log, Split, evaluated, moment, newly_chosen, pairs
-from bench.quality_measure import by_user, csr, history, lists_of
+from bench.quality_measure import by_user, csr, difference, history, lists_of
 from bench.quality_night import default_config, lists_for, night_of
 from nightjar.kernels.metrics import accuracy
-from nightjar.kernels.statistics import paired_difference
 
 F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 Mask = NDArray[np.bool_]
 SHARE = 0.2
 USERS = 2000
 KS = (20, 100)
-RESAMPLES = 1000
 OURS = "Nightjar"
 CASES = ("withheld", "new")
 
@@ -190,9 +188,5 @@ def _beside_the_best(case: str, rows: Mapping[str, tuple[F64, F64]]) -> None:
         best = max((name for name in rows if name != OURS), key=lambda name: rows[name][at].mean())
         if len(rows[OURS][at]) < 2:
             return
-        gap = paired_difference(rows[OURS][at], rows[best][at], RESAMPLES, 0)
-        print(
-            f"cold {case:9s} Nightjar more than {best} at {k}: {gap.difference:+.4f} "
-            f"[{gap.low:+.4f}, {gap.high:+.4f}]",
-            flush=True,
-        )
+        more = difference(rows[OURS][at], rows[best][at])
+        print(f"cold {case:9s} Nightjar more than {best} at {k}: {more}", flush=True)

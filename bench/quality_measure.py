@@ -23,10 +23,12 @@ from bench import quality_baselines
 from bench.quality_data import Log, Split, cache_folder
 from nightjar.kernels import als, bm25, signals
 from nightjar.kernels.metrics import accuracy
+from nightjar.kernels.statistics import paired_difference
 from nightjar.kernels.topk import select_topk
 
 BLOCK_USERS = 256
 K = 20
+RESAMPLES = 1000
 F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 CODE: tuple[ModuleType | Callable[..., Any], ...] = (
     quality_baselines,
@@ -68,6 +70,12 @@ def by_user(ids: Sequence[NDArray[Any]], values: Sequence[F64]) -> F64:
     _, row = np.unique(np.concatenate(ids), return_inverse=True)
     sums: F64 = np.bincount(row, np.concatenate(values))
     return sums * (len(sums) / len(row))
+
+
+def difference(ours: F64, theirs: F64) -> str:
+    """What the first has more than the second for the same users (n,), with its 95% interval, as a text."""
+    gap = paired_difference(ours, theirs, RESAMPLES, 0)
+    return f"{gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
 
 
 def lists_of(held: Split, scores: Callable[[I64], NDArray[np.floating]], k: int = K) -> I64:
