@@ -162,6 +162,37 @@ def test_cold_items_do_not_lend_to_cold_items() -> None:
     assert np.allclose(found[0, 3], 0.5)
 
 
+@pytest.mark.parametrize(("seed", "m"), [(0, 1), (1, 3), (2, 8)])
+def test_cold_items_are_in_the_rows_of_their_own_nearest_too(seed: int, m: int) -> None:
+    rng = np.random.default_rng(seed)
+    V = rng.normal(size=(40, 5)).astype(np.float32)
+    V /= np.linalg.norm(V, axis=1, keepdims=True)
+    cold = rng.random(40) < 0.4
+    S = signals.cosine_neighbours(V, m, 2.0)
+    own, found = S.toarray(), signals.both_ways(S, cold, m).toarray()
+    for h in range(40):
+        may = [c for c in np.flatnonzero(cold) if not cold[h] and own[c, h] > 0 and own[h, c] == 0]
+        added = sorted(may, key=lambda c: (-own[c, h], c))[:m]
+        wanted = own[h].copy()
+        wanted[added] = own[added, h]
+        assert np.array_equal(found[h], wanted)
+
+
+def test_a_cold_item_among_many_that_are_nearer_to_each_other_is_found() -> None:
+    """Twenty liked items lie closer to each other than to the new one beside them: in no row without help."""
+    rng = np.random.default_rng(0)
+    V = np.r_[rng.normal(0, 0.02, (20, 6)), rng.normal(0, 0.02, (20, 6)), [[0.3, 0.2, 0, 0, 0, 0]]]
+    V[:20, 0] += 1
+    V[20:40, 1] += 1
+    V = (V / np.linalg.norm(V, axis=1, keepdims=True)).astype(np.float32)
+    cold = np.arange(41) == 40
+    S = signals.cosine_neighbours(V, 5, 2.0)
+    assert not S[:, cold].nnz
+    found = signals.both_ways(S, cold, 5)
+    assert set(found[:, [40]].nonzero()[0]) <= set(range(20)) and found[:, [40]].nnz == 5
+    assert (found[:, :40] != S[:, :40]).nnz == 0
+
+
 def test_planted_communities() -> None:
     """Users keep to one of three groups of items: every relation of behaviour must find the groups."""
     rng = np.random.default_rng(3)

@@ -89,6 +89,11 @@ class Likes:
         ).astype(np.float64)
         return found
 
+    def unliked(self) -> NDArray[np.bool_]:
+        """(n_items,) bool: the items that nobody likes."""
+        none: NDArray[np.bool_] = np.bincount(self.item, minlength=self.n_items) == 0
+        return none
+
     def _csr(self, values: NDArray[np.float32]) -> sparse.csr_matrix:
         indptr = np.searchsorted(self.user, np.arange(self.n_users + 1)).astype(np.int64)
         return sparse.csr_matrix((values, self.item, indptr), (self.n_users, self.n_items))

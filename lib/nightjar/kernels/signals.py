@@ -253,6 +253,28 @@ def borrowed(
     return out
 
 
+def both_ways(S: sparse.csr_matrix, cold: NDArray[np.bool_], m: int) -> sparse.csr_matrix:
+    """Columns for items nobody chose yet, completed from their own rows.
+
+    S: a relation of cosines; cold: (n_items,) bool. A warm row has an item only if it is among the m nearest
+    of that row, so an item that is nobody's near neighbour is found by nobody, however near some are to it. A
+    cold one is therefore also in the rows of its own m nearest that are warm; of each row the m strongest of
+    what is added are kept.
+    """
+    lent = (sparse.diags((~cold).astype(np.float32)) @ S.T @ sparse.diags(cold.astype(np.float32))).tocsr()
+    rows = [sparse.csr_matrix((0, S.shape[1]), dtype=np.float32)]
+    for start in range(0, S.shape[0], BLOCK):
+        block = lent[start : start + BLOCK]
+        added = (block - block.multiply(S[start : start + BLOCK] != 0)).tocsr()
+        row = np.repeat(np.arange(added.shape[0]), np.diff(added.indptr))
+        kept = _longest(added, m)
+        entries = row[kept], added.indices[kept].astype(np.int64), added.data[kept].astype(np.float64)
+        rows.append(top_entries(entries, added.shape, m))
+    out = (S + sparse.vstack(rows, "csr")).astype(np.float32).tocsr()
+    out.sort_indices()
+    return out
+
+
 Entries = tuple[I64, I64, F64]
 """row, column, value of the entries of a sparse matrix, in any order, no pair twice."""
 

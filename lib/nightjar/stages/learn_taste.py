@@ -114,7 +114,7 @@ class TasteWork:
             vectors = self._vectors(bent, item_norms(likes, params))
             how = learning(params)
             nearest = partial(nearest_items, threads=work.threads)
-            text = relations.from_text(V, how, nearest)
+            text = relations.from_text(V, likes.unliked(), how, nearest)
             together = read_relation(work.co_occurrence, len(V))
             learnt = relations.from_behaviour(likes, V, bent, text, how, nearest, work.threads, together)
             found = {"text": text, **self._by_words(how), **learnt}
