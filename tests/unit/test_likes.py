@@ -38,7 +38,7 @@ def test_the_newest_of_each_user(seed: int, most: int) -> None:
 def test_who_liked_nearly_everything_joins_no_more_pairs_than_their_newest_likes() -> None:
     likes, V = log(), np.eye(N_ITEMS, dtype=np.float32)
     how = Learning(N_ITEMS, ease_items=0, als=Factorisation(4), user_likes=5)
-    text = relations.from_text(V, likes.unliked(), how)
+    text = relations.from_text(V, how)
     found = relations.from_behaviour(likes, V, V, text, how)
     busy = likes.item[likes.user == N_USERS - 1]
     newest = likes.newest(5)

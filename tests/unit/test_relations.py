@@ -30,7 +30,7 @@ def test_co_occurrence_counted_of_everybody_borrows_nothing_for_items_that_only_
     everybody, V = log(0, 25, 0.1, N_ITEMS - 2), texts()
     few = everybody.kept(everybody.user < 5)
     how = Learning(N_ITEMS, ease_items=0, als=Factorisation(0))
-    text = relations.from_text(V, few.unliked(), how)
+    text = relations.from_text(V, how)
     together = signals.co_occurrence(everybody.matrix(), how.together)
     found = relations.from_behaviour(few, V, V, text, how, together=together)["co_occurrence"]
     liked = np.bincount(everybody.item, minlength=N_ITEMS) > 0
@@ -45,8 +45,7 @@ def test_the_ridge_of_ease_grows_with_the_root_of_likes_beyond_a_hundred(
 ) -> None:
     likes, V = log(1, n_users, density), texts()
     how = Learning(N_ITEMS, ease_ridge=200.0, ease_neighbours=N_ITEMS, als=Factorisation(0))
-    text = relations.from_text(V, likes.unliked(), how)
-    found = relations.from_behaviour(likes, V, V, text, how)["ease"].toarray()
+    found = relations.from_behaviour(likes, V, V, relations.from_text(V, how), how)["ease"].toarray()
     X = likes.matrix().toarray().astype(np.float64)
     if ridge > 200:
         ridge = 200 * (X.sum() / N_ITEMS / 100) ** 0.5

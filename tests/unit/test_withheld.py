@@ -68,7 +68,7 @@ def test_relations_tell_nothing_of_who_likes_a_withheld_item(seed: int) -> None:
     likes = random_likes(seed)
     held = withheld.withhold(likes, 0.2, Fit())
     cold = held.cold
-    text = relations.from_text(V, likes.unliked(), HOW)
+    text = relations.from_text(V, HOW)
     seen = []
     for log in (likes, renamed(likes, cold)):
         learnt = {"text": text, **relations.from_behaviour(log, V, V, text, HOW)}
@@ -88,15 +88,17 @@ def test_alike_in_text_and_taste_is_as_it_would_be_had_nobody_liked_the_withheld
     likes = random_likes(3)
     held = withheld.withhold(likes, 0.2, Fit())
     how = replace(HOW, n_neighbours=m)
-    text = relations.from_text(V, likes.unliked(), how)
-    found = withheld.without(
-        {"text": text, **relations.from_behaviour(likes, V, V, text, how)}, held, V, V, how
+    text = relations.from_text(V, how)
+    served, before = (
+        relations.with_unliked(
+            {"text": text, **relations.from_behaviour(log, V, V, text, how)}, log.unliked(), how
+        )
+        for log in (likes, held.known)
     )
-    text = relations.from_text(V, held.known.unliked(), how)
-    wanted = {"text": text, **relations.from_behaviour(held.known, V, V, text, how)}
-    for name in ("text", "smoothed_text", "als"):
-        assert (found[name] != wanted[name]).nnz == 0, name
-        assert found[name][~held.cold][:, held.cold].nnz > 0, name
+    found = withheld.without(served, held, V, V, how)
+    for name in relations.OF_COSINES:
+        assert (found[name] != before[name]).nnz == 0, name
+        assert found[name][~held.cold][:, held.cold].nnz > served[name][~held.cold][:, held.cold].nnz, name
 
 
 def planted(which: str) -> tuple[Likes, dict[str, sparse.csr_matrix], np.ndarray]:
@@ -151,10 +153,9 @@ def test_a_fit_in_doubt_leaves_the_weights() -> None:
 def test_relations_that_are_not_wanted_are_not_learnt() -> None:
     V = unit(np.random.default_rng(0).standard_normal((N_ITEMS, 8)))
     none = Learning(ease_items=0, als=Factorisation(n_factors=0), bm25_items=0)
-    likes = random_likes(0)
-    text = relations.from_text(V, likes.unliked(), none)
-    learnt = relations.from_behaviour(likes, V, V, text, none)
+    text = relations.from_text(V, none)
+    learnt = relations.from_behaviour(random_likes(0), V, V, text, none)
     assert set(learnt) == {"co_occurrence", "smoothed_text", "followers"}
     assert relations.from_words(["a tie", "a tie"], none) == {}
-    nobody = likes.kept(np.zeros(len(likes), bool))
+    nobody = random_likes(0).kept(np.zeros(len(random_likes(0)), bool))
     assert {"als", "ease"}.isdisjoint(relations.from_behaviour(nobody, V, V, text, HOW))

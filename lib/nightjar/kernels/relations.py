@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,6 +18,8 @@ from nightjar.kernels.signals import F32, I64
 
 OF_TEXTS = ("text", "bm25")
 """Relations that no log changes."""
+OF_COSINES = ("text", "smoothed_text", "als")
+"""Relations to the nearest items in a space where those that nobody liked have a place too."""
 DENSE = 100.0
 """Likes an item from which on the ridge of EASE grows."""
 FROM_NEWEST = ("followers",)
@@ -45,19 +47,9 @@ class Learning:
     user_likes: int = 2000
 
 
-def from_text(
-    V: F32, cold: NDArray[np.bool_], how: Learning, nearest: signals.Nearest | None = None
-) -> sparse.csr_matrix:
-    """The relation of the texts; V: (n_items, d) float32 whitened unit vectors; cold: (n_items,) bool, the
-    items nobody liked."""
-    return alike(V, cold, how.n_neighbours, how.text_power, nearest)
-
-
-def alike(
-    V: F32, cold: NDArray[np.bool_], m: int, power: float, nearest: signals.Nearest | None = None
-) -> sparse.csr_matrix:
-    """relu(cos)^power of unit vectors (n_items, d) to the m nearest, of `cold` items both ways."""
-    return signals.both_ways(signals.cosine_neighbours(V, m, power, nearest), cold, m)
+def from_text(V: F32, how: Learning, nearest: signals.Nearest | None = None) -> sparse.csr_matrix:
+    """The relation of the texts alone; V: (n_items, d) float32 whitened unit vectors."""
+    return signals.cosine_neighbours(V, how.n_neighbours, how.text_power, nearest)
 
 
 def from_words(texts: Iterable[str], how: Learning) -> dict[str, sparse.csr_matrix]:
@@ -85,13 +77,13 @@ def from_behaviour(
     together: co-occurrence where it has been counted, (n_items, n_items), perhaps of more users.
     """
     liked = likes.matrix()
-    m, cold = how.n_neighbours, likes.unliked()
+    m = how.n_neighbours
     with ThreadPoolExecutor(threads) as pool:
         # EASE takes longest and so begins; its entry comes last, as it may be missing.
         ease = pool.submit(_ease, liked, how) if liked.nnz and how.ease_items else None
         found = {
             "co_occurrence": pool.submit(_co_occurrence, likes, text, how, together),
-            "smoothed_text": pool.submit(alike, smoothed, cold, m, how.smoothed_power, nearest),
+            "smoothed_text": pool.submit(signals.cosine_neighbours, smoothed, m, how.smoothed_power, nearest),
             "followers": pool.submit(followers, likes, m),
         }
         if liked.nnz and how.als.n_factors:
@@ -118,7 +110,21 @@ def factored(
     """The relation of items alike in their ALS factors, which items nobody liked have from their texts."""
     known = np.bincount(liked.indices, minlength=liked.shape[1]) > 0
     items = als.from_text(als.item_factors(liked, how.als), V, known, how.als.text_ridge)
-    return alike(als.alike(items, how.als.ridge), ~known, how.n_neighbours, 1.0, nearest)
+    return signals.cosine_neighbours(als.alike(items, how.als.ridge), how.n_neighbours, 1.0, nearest)
+
+
+def with_unliked(
+    found: Mapping[str, sparse.csr_matrix], unliked: NDArray[np.bool_], how: Learning
+) -> dict[str, sparse.csr_matrix]:
+    """Relations as a night serves them: those of cosines find items that nobody liked both ways.
+
+    Nearest neighbours are not mutual, and a new item may be among the nearest of few or of nothing. The fit
+    of liked items does without, as it has no such item among its truth.
+    """
+    return {
+        name: signals.both_ways(one, unliked, how.n_neighbours) if name in OF_COSINES else one
+        for name, one in found.items()
+    }
 
 
 def _ease(liked: sparse.csr_matrix, how: Learning) -> sparse.csr_matrix:

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from nightjar.kernels import fitting, fusion, signals
 from nightjar.kernels.likes import Likes
-from nightjar.kernels.relations import OF_TEXTS, Learning, alike, factored
+from nightjar.kernels.relations import OF_TEXTS, Learning, factored, with_unliked
 from nightjar.kernels.signals import F32, I64
 
 TINY = 1e-12
@@ -62,25 +62,24 @@ def without(
     V: (n_items, d) float32, the texts; smoothed: the same bent by what is left of the log. Texts stay;
     co-occurrence is borrowed; what else behaviour taught (order, EASE) knows nothing of such items.
     """
-    cold, m = held.cold, how.n_neighbours
+    cold = held.cold
     warm_only = sparse.diags((~cold).astype(np.float32))
     text = relations["text"]
     found: dict[str, sparse.csr_matrix] = {}
     for name, relation in relations.items():
-        if name == "text":
-            found[name] = signals.both_ways(relation, cold, m)
-        elif name in OF_TEXTS:
+        if name in OF_TEXTS:
             found[name] = relation
         elif name == "smoothed_text":
-            found[name] = alike(smoothed, held.known.unliked(), m, how.smoothed_power, nearest)
+            m, power = how.n_neighbours, how.smoothed_power
+            found[name] = signals.cosine_neighbours(smoothed, m, power, nearest)
         elif name == "als":
             found[name] = factored(held.known.matrix(), V, how, nearest)
         else:
             found[name] = (relation @ warm_only).tocsr()
             found[name].eliminate_zeros()
             if name == "co_occurrence":
-                found[name] = signals.borrowed(found[name], text, cold, m)
-    return found
+                found[name] = signals.borrowed(found[name], text, cold, how.n_neighbours)
+    return with_unliked(found, held.known.unliked(), how)
 
 
 def fit(

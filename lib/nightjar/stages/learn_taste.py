@@ -114,10 +114,11 @@ class TasteWork:
             vectors = self._vectors(bent, item_norms(likes, params))
             how = learning(params)
             nearest = partial(nearest_items, threads=work.threads)
-            text = relations.from_text(V, likes.unliked(), how, nearest)
+            text = relations.from_text(V, how, nearest)
             together = read_relation(work.co_occurrence, len(V))
             learnt = relations.from_behaviour(likes, V, bent, text, how, nearest, work.threads, together)
-            found = {"text": text, **self._by_words(how), **learnt}
+            every = {"text": text, **self._by_words(how), **learnt}
+            found = relations.with_unliked(every, likes.unliked(), how)
             neighbours = [
                 work.neighbours.write_part(at, [neighbour_rows(name, relation)])
                 for at, (name, relation) in enumerate(found.items())
