@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # unit tests of kernels must not load an engine through this 
 
     from tests.small_night import Undisturbed
 
-# The same examples on every machine; HYPOTHESIS_PROFILE=default looks for new ones.
-settings.register_profile("stable", derandomize=True)
+# The same examples on every machine, however slow; HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("stable", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "stable"))
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +40,14 @@ SPARK: dict[str, Any] = {
 }
 
 MakeNight = Callable[..., Night]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two workers share the tests (`make test`), each file stays whole, for what its tests share is
+    made once; and so do, together, the files that share the undisturbed night."""
+    nights = {item.path for item in items if "undisturbed" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("nights" if item.path in nights else str(item.path)))
 
 
 @pytest.fixture(scope="session")
