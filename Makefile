@@ -24,7 +24,7 @@ demo: setup ## a generated world of 20,000 items and users, a whole night, a bac
 test: setup ## what CI runs: lint, types, every test that takes seconds
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## the tests that take minutes
 	$(BIN)/pytest -m slow

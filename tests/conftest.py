@@ -42,12 +42,18 @@ SPARK: dict[str, Any] = {
 MakeNight = Callable[..., Night]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where two workers share the tests (`make test`), each file stays whole, for what its tests share is
-    made once; and so do, together, the files that share the undisturbed night."""
-    nights = {item.path for item in items if "undisturbed" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("nights" if item.path in nights else str(item.path)))
+    made once; and so do, together, chaos/ and e2e/, which share the undisturbed night."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class WholeFiles(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "nights" if {"chaos", "e2e"} & {*Path(file).parts} else file
+
+    return WholeFiles(config, log)
 
 
 @pytest.fixture(scope="session")

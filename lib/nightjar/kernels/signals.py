@@ -261,7 +261,10 @@ def both_ways(S: sparse.csr_matrix, cold: NDArray[np.bool_], m: int) -> sparse.c
     cold one is therefore also in the rows of its own m nearest that are warm; of each row the m strongest of
     what is added are kept.
     """
-    lent = (sparse.diags((~cold).astype(np.float32)) @ S.T @ sparse.diags(cold.astype(np.float32))).tocsr()
+    numbers = np.flatnonzero(cold)
+    own = S[numbers].tocoo()
+    warm = ~cold[own.col]
+    lent = sparse.csr_matrix((own.data[warm], (own.col[warm], numbers[own.row[warm]])), S.shape)
     rows = [sparse.csr_matrix((0, S.shape[1]), dtype=np.float32)]
     for start in range(0, S.shape[0], BLOCK):
         block = lent[start : start + BLOCK]
