@@ -98,10 +98,8 @@ def _co_occurrence(
 ) -> sparse.csr_matrix:
     if together is None:
         together = signals.co_occurrence(likes.newest(how.user_likes).matrix(), how.together)
-    known = np.bincount(likes.item, minlength=likes.n_items) + np.bincount(
-        together.indices, minlength=likes.n_items
-    )
-    return signals.borrowed(together, text, known == 0, how.n_neighbours)
+    alone = np.bincount(together.indices, minlength=likes.n_items) == 0
+    return signals.borrowed(together, text, likes.unliked() & alone, how.n_neighbours)
 
 
 def factored(
@@ -118,8 +116,9 @@ def with_unliked(
 ) -> dict[str, sparse.csr_matrix]:
     """Relations as a night serves them: those of cosines find items that nobody liked both ways.
 
-    Nearest neighbours are not mutual, and a new item may be among the nearest of few or of nothing. The fit
-    of liked items does without, as it has no such item among its truth.
+    found: (n_items, n_items) each; unliked: (n_items,) bool. Nearest neighbours are not mutual, and a new
+    item may be among the nearest of few or of nothing. The fit of liked items does without, as it has no such
+    item among its truth.
     """
     return {
         name: signals.both_ways(one, unliked, how.n_neighbours) if name in OF_COSINES else one

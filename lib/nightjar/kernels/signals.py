@@ -267,12 +267,9 @@ def both_ways(S: sparse.csr_matrix, cold: NDArray[np.bool_], m: int) -> sparse.c
     lent = sparse.csr_matrix((own.data[warm], (own.col[warm], numbers[own.row[warm]])), S.shape)
     rows = [sparse.csr_matrix((0, S.shape[1]), dtype=np.float32)]
     for start in range(0, S.shape[0], BLOCK):
-        block = lent[start : start + BLOCK]
-        added = (block - block.multiply(S[start : start + BLOCK] != 0)).tocsr()
-        row = np.repeat(np.arange(added.shape[0]), np.diff(added.indptr))
-        kept = _longest(added, m)
-        entries = row[kept], added.indices[kept].astype(np.int64), added.data[kept].astype(np.float64)
-        rows.append(top_entries(entries, added.shape, m))
+        block = lent[start : start + BLOCK].astype(np.float64)
+        added = block - block.multiply(S[start : start + BLOCK] != 0)
+        rows.append(strongest_others(added.tocsr(), start, m))
     out = (S + sparse.vstack(rows, "csr")).astype(np.float32).tocsr()
     out.sort_indices()
     return out
