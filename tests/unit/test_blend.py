@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -133,7 +133,6 @@ class World:
         return blend(self.ingredients(), history, self.both(), *users, self.limits(), self.asked, m)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 40))
 def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
     world = World(seed)
@@ -155,7 +154,6 @@ def test_lists_are_the_best_of_the_dense_scores(seed: int, m: int) -> None:
         assert len(items) >= min(m, int((allowed[user] & (dense[user] > 0)).sum()))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_items_asked_for_have_their_dense_score(seed: int) -> None:
     world = World(seed)

@@ -368,7 +368,7 @@ PLACES = {
 }
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.sampled_from(sorted(PLACES, key=str)), st.data())
 def test_a_change_of_a_param_changes_the_identity_and_one_of_a_resource_never(
     place: Place, data: st.DataObject

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.errors import ContractError
@@ -24,7 +24,6 @@ def keys_of(texts_: list[int]) -> np.ndarray:
     return hash_keys(pa.chunked_array([pa.array([digest(text) for text in texts_], pa.string())]))
 
 
-@settings(deadline=None)
 @given(parts=st.lists(texts, min_size=1, max_size=6), known=texts)
 def test_each_text_is_encoded_once_and_each_row_gets_its_own(
     parts: list[list[int]], known: list[int]

@@ -71,7 +71,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.lists(st.lists(PIECES, max_size=12), min_size=1, max_size=6),
     joined=st.sampled_from(["", " ", "  "]),

@@ -32,7 +32,7 @@ def _oracle(
     return items, sources
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 6),
     st.lists(st.lists(ITEMS, max_size=3), min_size=1, max_size=3),
@@ -73,7 +73,7 @@ def test_a_user_who_has_seen_the_head_of_a_long_order_gets_its_tail() -> None:
     assert filled.tolist() == [[990, 991, 992]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ITEMS, ITEMS)
 def test_an_order_within_some_items_keeps_their_order(order: list[int], allowed: list[int]) -> None:
     cut = Fallback(np.array(order, np.int64), 1).within(np.array(sorted(allowed), np.int64))

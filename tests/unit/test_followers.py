@@ -37,7 +37,7 @@ def slow(log: Likes) -> np.ndarray:
     return counts / (np.sqrt(np.outer(out, into)) + 0.3 * mean)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_followers_are_their_definition(seed: int) -> None:
     log = likes(seed)

@@ -54,7 +54,7 @@ def slow(sources: Sources, recipe: Recipe) -> np.ndarray:
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from(fusion.EXPONENTS), st.sampled_from([0.0, 0.4]))
 def test_scores_are_their_definition(seed: int, exponent: float, popularity: float) -> None:
     sources = world(seed, 4)
@@ -77,7 +77,7 @@ def test_users_without_a_history_get_what_is_popular() -> None:
     assert np.array_equal(np.argsort(-found[0]), np.argsort(-sources.popularity))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from(fusion.EXPONENTS), st.integers(1, 12))
 def test_quality_of_a_whole_pool_is_that_of_the_full_ranking(seed: int, exponent: float, k: int) -> None:
     sources, held = world(seed), truth(seed, 12)
@@ -92,7 +92,7 @@ def test_quality_of_a_whole_pool_is_that_of_the_full_ranking(seed: int, exponent
     assert np.allclose(fusion.quality(pool, recipe, k), wanted[f"nDCG@{k}"], atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 12))
 def test_quality_ranks_equal_scores_by_item_number(seed: int, k: int) -> None:
     rng, held, shape = np.random.default_rng(seed), truth(seed, 12), (12, N_ITEMS)

@@ -45,7 +45,7 @@ def gaussian_world(seed: int = 1, n_items: int = 2000, n_users: int = 70) -> tup
     return matrix, queries, Filters(lists_of(seen), eligible=rng.random(n_items) < 0.9)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(worlds(), st.integers(1, 30), st.sampled_from([1, 2, 5]))
 def test_flat_shards_give_the_full_sort(tmp_path: Path, world: World, k: int, n_shards: int) -> None:
     part_of = np.append(world.rng.integers(0, n_shards, len(world.matrix) - 1), n_shards - 1)

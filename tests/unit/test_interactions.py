@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby, pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.kernels.interactions import Columns, Histories, histories, joined, whole_users
@@ -43,7 +43,6 @@ def _rows(found: Histories) -> list[Row]:
     ]
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_histories_hold_every_row(rows: list[Row]) -> None:
     found = histories(_columns(rows))
@@ -52,7 +51,6 @@ def test_histories_hold_every_row(rows: list[Row]) -> None:
     assert len(found) == len(_by_user(rows))
 
 
-@settings(deadline=None)
 @given(ROWS, st.lists(st.sampled_from(USERS), unique=True))
 def test_profiles_hold_what_is_inside_the_cap(rows: list[Row], wanted: list[str]) -> None:
     """Also for users without a history and for users all of whose rows lie outside the cap."""
@@ -66,7 +64,6 @@ def test_profiles_hold_what_is_inside_the_cap(rows: list[Row], wanted: list[str]
         np.testing.assert_array_equal(profile.toarray(), dense)
 
 
-@settings(deadline=None)
 @given(ROWS, st.lists(st.sampled_from([*USERS, "nobody"])))
 def test_liked_items_are_counted_within_the_cap(rows: list[Row], wanted: list[str]) -> None:
     expected = [sum(weight > 0 and kept for user, _, weight, kept in rows if user == one) for one in wanted]
@@ -74,7 +71,6 @@ def test_liked_items_are_counted_within_the_cap(rows: list[Row], wanted: list[st
     assert found.n_liked().tolist() == expected
 
 
-@settings(deadline=None)
 @given(ROWS, st.lists(st.sampled_from([*USERS, "nobody"])))
 def test_aligned_follows_the_order_asked_for(rows: list[Row], wanted: list[str]) -> None:
     found = histories(_columns(rows)).aligned(np.array(wanted, object))
@@ -84,7 +80,6 @@ def test_aligned_follows_the_order_asked_for(rows: list[Row], wanted: list[str])
     assert _rows(found) == expected
 
 
-@settings(deadline=None)
 @given(ROWS, st.lists(st.integers(0, 14), max_size=6))
 def test_users_stay_whole_over_any_batches(rows: list[Row], cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]

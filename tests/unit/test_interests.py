@@ -55,7 +55,7 @@ def by_quotas(rows: list[Row], weights: list[float], k: int) -> Row:
     return sorted(taken.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 8]), st.booleans())
 def test_merging_equals_one_user_at_a_time(seed: int, k: int, share_out: bool) -> None:
     rng = np.random.default_rng(seed)

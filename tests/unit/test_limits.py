@@ -52,7 +52,7 @@ class Rules:
         return (self.open(user) - self.seen[user]) & set(np.flatnonzero(self.available).tolist())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, 5, 2048]), st.sampled_from([1, 130, 10**9]))
 def test_search_in_parts_gives_everyone_the_best_of_what_is_left(seed: int, few: int, room: int) -> None:
     rules = Rules(seed)
@@ -79,7 +79,7 @@ def test_search_in_parts_gives_everyone_the_best_of_what_is_left(seed: int, few:
         assert answer[user] == expected[0], user
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_permits_and_counts_agree_with_sets(seed: int) -> None:
     rules = Rules(seed)
@@ -103,7 +103,7 @@ def test_permits_and_counts_agree_with_sets(seed: int) -> None:
     assert (taken == permitted[some]).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_filling_draws_from_what_is_left_in_the_order_given(seed: int) -> None:
     rules = Rules(seed)

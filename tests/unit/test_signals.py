@@ -53,7 +53,7 @@ def cut(S: np.ndarray, m: int) -> np.ndarray:
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10_000), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.3]), st.integers(1, 9)
 )
@@ -89,7 +89,7 @@ def test_co_occurrence_refuses_dislikes() -> None:
         signals.co_occurrence(sparse.csr_matrix(np.array([[1.0, -1.0]], np.float32)), Neighbourhood())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 14), st.sampled_from([1.0, 2.0, 3.0]))
 def test_text_neighbours_are_the_nearest(seed: int, m: int, power: float) -> None:
     V = unit(seed, 14, 4)
@@ -107,7 +107,7 @@ def test_ties_go_to_the_lower_number() -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.sampled_from([1.0, 20.0]))
 def test_ease_solves_its_least_squares(seed: int, ridge: float) -> None:
     """Column i minimises ‖X b − x_i‖² + λ‖b‖² over the other items: solved one by one."""

@@ -48,7 +48,7 @@ PATTERN = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(NAMES, min_size=1, max_size=8), PATTERN)
 def test_globs_find_what_pathlib_finds(trees: list[list[str]], pattern: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -81,7 +81,7 @@ def committed(root: Path | str, fingerprint: str = "one", shift: int = 0) -> Com
     return commit(attempt, [attempt.write_part(p, [pairs(range(9 * p, 9 * p + 9), shift)]) for p in range(2)])
 
 
-@settings(max_examples=30, stateful_step_count=20, deadline=None)
+@settings(max_examples=30, stateful_step_count=20)
 class Crashes(RuleBasedStateMachine):
     """Attempts written, committed and killed at any step; a reader sees one whole commit or none."""
 
@@ -236,7 +236,7 @@ def long_sha(tmp_path_factory: pytest.TempPathFactory) -> str:
     return dataset(folder).attempt("f").write_part(0, [LONG]).sha256
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.integers(0, N_ROWS), max_size=6), st.booleans())
 def test_bytes_do_not_depend_on_batches(long_sha: str, cuts: list[int], as_batches: bool) -> None:
     edges = [0, *sorted(cuts), N_ROWS]
@@ -248,7 +248,7 @@ def test_bytes_do_not_depend_on_batches(long_sha: str, cuts: list[int], as_batch
         assert sha256_of(Path(folder, f"pairs/ds={DS}/f/part-00000.parquet")) == long_sha
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 40), max_size=5), st.integers(0, 2))
 def test_bytes_of_nested_columns_do_not_depend_on_batches(cuts: list[int], column: int) -> None:
     """Vectors, lists and nulls, in slices with offsets of their own."""

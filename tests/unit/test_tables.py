@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.errors import ContractError
@@ -42,7 +42,6 @@ def _chunked(values: list[Any], kind: pa.DataType, cut: int) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values[:cut], kind), second], kind)
 
 
-@settings(deadline=None)
 @given(st.lists(FLOAT, max_size=6), st.integers(0, 6))
 def test_finite(values: list[float], cut: int) -> None:
     said = finite("x")(pa.table({"x": _chunked(values, pa.float32(), cut)}))
@@ -50,7 +49,6 @@ def test_finite(values: list[float], cut: int) -> None:
     assert said == (f"{bad} values of x are not finite" if bad else None)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(FLOAT, min_size=2, max_size=2), max_size=5), st.integers(0, 5))
 def test_vector_checks(rows: list[list[float]], cut: int) -> None:
     table = pa.table({"v": _chunked(rows, pa.list_(pa.float32(), 2), cut)})
@@ -61,7 +59,6 @@ def test_vector_checks(rows: list[list[float]], cut: int) -> None:
         assert unit_norm("v")(table) == (f"{odd} vectors of v are not of length 1" if odd else None)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("ab ", max_size=2), max_size=6), st.integers(0, 6))
 def test_text_checks(values: list[str], cut: int) -> None:
     table = pa.table({"x": _chunked(values, pa.string(), cut)})
@@ -71,7 +68,6 @@ def test_text_checks(values: list[str], cut: int) -> None:
     assert said == (f"x has {strange}, allowed are ['a', 'b']" if strange else None)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), max_size=6), st.integers(0, 6), st.integers(-3, 3))
 def test_bounds(values: list[int], cut: int, bound: int) -> None:
     said = at_least("x", bound)(pa.table({"x": _chunked(values, pa.int64(), cut)}))
@@ -87,7 +83,6 @@ LISTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(LISTS, st.booleans(), st.integers(0, 4))
 def test_ranked_lists(rows: list[tuple[list[int], list[float]]], tidy: bool, offset: int) -> None:
     if tidy:  # mostly sound lists, so that both answers come up
@@ -148,13 +143,11 @@ def recommended(draw: st.DrawFn) -> list[tuple[str, int, str]]:
     return rows
 
 
-@settings(deadline=None)
 @given(recommended())
 def test_dense_ranks(rows: list[tuple[str, int, str]]) -> None:
     assert (dense_ranks(_recommended(rows)) is None) == _is_dense(rows)
 
 
-@settings(deadline=None)
 @given(recommended(), st.lists(st.integers(0, 16), max_size=5))
 def test_whole_lists_do_not_depend_on_where_groups_end(
     rows: list[tuple[str, int, str]], cuts: list[int]
@@ -174,7 +167,6 @@ def test_whole_lists_do_not_depend_on_where_groups_end(
     assert refused == (not _is_dense(rows))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 4), st.integers(1, 3), st.integers(0, 4))
 def test_vectors_go_to_arrow_and_back(n: int, dim: int, cut: int) -> None:
     matrix = np.arange(n * dim, dtype=np.float32).reshape(n, dim)

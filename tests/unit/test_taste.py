@@ -29,7 +29,7 @@ def _unit(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
     return unit_rows(rng.normal(size=(n, d)).astype(np.float32))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS, st.integers(1, 6))
 def test_power_one_without_shrinkage_gives_the_identity_covariance(seed: int, d: int) -> None:
     X = _correlated(np.random.default_rng(seed), 300, d)
@@ -40,7 +40,7 @@ def test_power_one_without_shrinkage_gives_the_identity_covariance(seed: int, d:
     np.testing.assert_allclose(Y.mean(axis=0), 0, atol=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS, st.integers(1, 6))
 def test_power_nought_only_turns(seed: int, d: int) -> None:
     """Centring and rotation: all distances stay."""
@@ -50,7 +50,7 @@ def test_power_nought_only_turns(seed: int, d: int) -> None:
     np.testing.assert_allclose(fitted.mean, X.astype(np.float64).mean(axis=0), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SEEDS, st.floats(0, 1), st.floats(0, 1))
 def test_variances_follow_power_and_shrinkage(seed: int, power: float, shrinkage: float) -> None:
     """In the basis of the covariance each variance v becomes v / ((1 − s) v + s mean)^power."""
@@ -120,7 +120,7 @@ def _propagated(V: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(norms < 1e-6, 0, out / np.maximum(norms, 1e-6))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.integers(1, 6), st.integers(0, 9), st.integers(1, 4), st.booleans())
 def test_propagating_equals_the_double_loop(
     seed: int, n_items: int, n_users: int, n_buckets: int, graded: bool
@@ -154,7 +154,7 @@ def test_a_user_of_opposite_tastes_says_nothing() -> None:
     np.testing.assert_allclose(found, [[half, half], [0, 0], [half, half]], atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS, st.sampled_from([0.0, 0.5, 1.0, 3.0]))
 def test_smoothing_is_the_unit_sum(seed: int, weight: float) -> None:
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.errors import ContractError
@@ -104,7 +104,6 @@ def test_taking_users_takes_their_lists(seed: int) -> None:
     assert taken.item_nums.tolist() == [i for user in users for i in sorted(rows[user])]
 
 
-@settings(deadline=None)
 @given(worlds(), st.integers(1, 30))
 def test_the_sweep_is_a_full_sort(world: World, k: int) -> None:
     assert as_answer(sweep_topk(world.queries, world.matrix, k, world.filters)) == world.answer(k)

@@ -74,7 +74,7 @@ def slow_world(n_items: int = 9000, n_users: int = 80) -> tuple[F32, F32, Filter
 
 
 @pytest.mark.usefixtures("by_int8")
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(worlds(), st.integers(1, 30), st.sampled_from([1, 2, 5]))
 def test_the_threshold_join_is_a_full_sort(tmp_path: Path, world: World, k: int, n_shards: int) -> None:
     part_of = np.append(world.rng.integers(0, n_shards, len(world.matrix) - 1), n_shards - 1)
@@ -254,7 +254,6 @@ def test_a_processor_that_numba_was_told_of_has_no_int8(monkeypatch: pytest.Monk
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300), st.integers(0, 5))
-@settings(deadline=None)
 def test_the_lists_that_promise_most_are_chosen(seed: int, n_lists: int, count: int, n_first: int) -> None:
     rng, count = np.random.default_rng(seed), min(count, n_lists)
     n_first, width = min(n_first, count), products.up_to_group(n_lists)
@@ -418,7 +417,7 @@ def test_a_file_that_is_no_bulk_shard_is_refused(tmp_path: Path) -> None:
             bulk.open_shard(tmp_path / "x", hashlib.sha256(content).hexdigest())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(worlds(), st.integers(1, 30), st.sampled_from([7, 64, 65_536]))
 def test_dense_search_is_a_full_sort(world: World, k: int, tile: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

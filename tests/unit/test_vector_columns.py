@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.errors import ContractError
@@ -16,7 +16,6 @@ from nightjar.store import Dataset, Store
 from nightjar.tables import ITEM_EMBEDDINGS, VectorType, halves, vector_column, vector_length, vectors
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(0, 9),
     dim=st.integers(1, 5),
