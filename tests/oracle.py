@@ -130,6 +130,13 @@ def whitened(config: NightConfig, E: np.ndarray) -> np.ndarray:
     return unit(centred @ directions @ np.diag(values ** (-params.whiten_power / 2)))
 
 
+def shared(S: np.ndarray) -> np.ndarray:
+    """A symmetric relation, each pair divided by the root of all that its two items have."""
+    S = S - np.diag(np.diag(S))
+    total = S.sum(axis=1)
+    return S * total[total > 0].mean() / np.sqrt(np.maximum(np.outer(total, total), 1e-30))
+
+
 class Blend:
     """The fused score by its definition: dense matrices, one user at a time."""
 
@@ -165,8 +172,8 @@ class Blend:
         half = np.sqrt(np.maximum(own, 1e-9))
         self.relations = {
             "co_occurrence": together / (half[:, None] * half + 0.3 * own[own > 0].mean()),
-            "text": cosines(whitened(config, E)) ** params.text_power,
-            "smoothed_text": cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power,
+            "text": shared(cosines(whitened(config, E)) ** params.text_power),
+            "smoothed_text": shared(cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power),
             "followers": followers({key: first[key] for key in positive}, n, num),
             "bm25": bm25(texts),
             "als": cosines(factors(config, X, whitened(config, E))),

@@ -92,7 +92,7 @@ LEARN_TASTE = Stage(
     "ray",
     reads=(ITEM_TEXT, ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, INTERACTIONS, CO_OCCURRENCE),
     writes=(ITEM_VECTORS, NEIGHBOURS, QUERY_VECTORS),
-    version=6,
+    version=7,
 )
 FIT_BLEND = Stage(
     "fit_blend",
@@ -101,7 +101,7 @@ FIT_BLEND = Stage(
     writes=(BLEND, ITEM_SIGNALS),
     # What is popular in a segment; how relations are learnt; whether seen items count.
     also=("weigh_events", "relate_items", "learn_taste", "retrieve"),
-    version=8,
+    version=9,
 )
 AGGREGATE_USERS = Stage(
     "aggregate_users",

@@ -99,6 +99,31 @@ def test_text_neighbours_are_the_nearest(seed: int, m: int, power: float) -> Non
     assert np.allclose(signals.cosine_neighbours(V, m, power).toarray(), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(("seed", "m", "power"), [(0, 1, 0.5), (1, 4, 0.5), (2, 14, 1.0), (3, 4, 0.0)])
+def test_degrees_are_divided_out_and_the_size_of_values_stays(seed: int, m: int, power: float) -> None:
+    S = signals.cosine_neighbours(unit(seed, 14, 4), m, 2.0)
+    dense, found = S.toarray().astype(np.float64), signals.degree_normalised(S, power).toarray()
+    says, heard = dense.sum(axis=1), dense.sum(axis=0)
+    for h, i in zip(*np.nonzero(dense), strict=True):
+        shared = dense[h, i] / (says[h] * heard[i]) ** power
+        assert found[h, i] == pytest.approx(shared * says[says > 0].mean() ** (2 * power), rel=1e-5)
+    assert np.array_equal(found != 0, dense != 0)
+
+
+def test_of_a_text_on_many_items_each_gets_a_share_of_the_interest() -> None:
+    """The item of the history is as near to one item as to each of eight that have the same text."""
+    V = np.zeros((11, 4), np.float32)
+    V[:8] = [0.6, 0.8, 0, 0]  # eight items of one text
+    V[8] = [0.6, 0, 0.8, 0]  # the only one of its text
+    V[9] = [1, 0, 0, 0]  # the history
+    V[10] = [0, 0, 0, 1]
+    plain = signals.cosine_neighbours(V, 10, 2.0)
+    found = signals.degree_normalised(plain)
+    assert np.ptp(plain[9, :9].toarray()) < 1e-6
+    assert (found[9, 8] > 2 * found[9, :8].toarray()).all()
+    assert np.ptp(found[9, :8].toarray()) == 0, "equals stay equal"
+
+
 def test_ties_go_to_the_lower_number() -> None:
     V = np.tile(np.array([[1.0, 0.0]], np.float32), (6, 1))
     found = signals.cosine_neighbours(V, 2, 3.0)

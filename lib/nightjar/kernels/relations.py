@@ -29,15 +29,17 @@ FROM_NEWEST = ("followers",)
 @dataclass(frozen=True)
 class Learning:
     """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
-    more than many far ones. ease_items: as many of the most liked items have EASE among them, which inverts a
-    matrix of that size; ease_ridge: in users, more in a dense log (`denser`); ease_neighbours: kept for each
-    item. als: how its factors are found, of 0 there are none. bm25_items: texts at most that a word is in to
-    be looked up; 0: no word is. together: how co-occurrence is counted, of the newest `user_likes` of each
-    user, for its work grows with their square."""
+    more than many far ones. degree_power: how much these two are divided by how many near ones an item has
+    (`signals.degree_normalised`). ease_items: as many of the most liked items have EASE among them, which
+    inverts a matrix of that size; ease_ridge: in users, more in a dense log (`denser`); ease_neighbours: kept
+    for each item. als: how its factors are found, of 0 there are none. bm25_items: texts at most that a word
+    is in to be looked up; 0: no word is. together: how co-occurrence is counted, of the newest `user_likes`
+    of each user, for its work grows with their square."""
 
     n_neighbours: int = 200
     text_power: float = 2.0
     smoothed_power: float = 3.0
+    degree_power: float = 0.5
     ease_items: int = 8192
     ease_ridge: float = 200.0
     ease_neighbours: int = 400
@@ -49,7 +51,17 @@ class Learning:
 
 def from_text(V: F32, how: Learning, nearest: signals.Nearest | None = None) -> sparse.csr_matrix:
     """The relation of the texts alone; V: (n_items, d) float32 whitened unit vectors."""
-    return signals.cosine_neighbours(V, how.n_neighbours, how.text_power, nearest)
+    return _normalised(V, how.text_power, how, nearest)
+
+
+def from_smoothed(smoothed: F32, how: Learning, nearest: signals.Nearest | None = None) -> sparse.csr_matrix:
+    """The relation of the texts bent by a log; smoothed: (n_items, d) float32 unit vectors."""
+    return _normalised(smoothed, how.smoothed_power, how, nearest)
+
+
+def _normalised(V: F32, power: float, how: Learning, nearest: signals.Nearest | None) -> sparse.csr_matrix:
+    near = signals.cosine_neighbours(V, how.n_neighbours, power, nearest)
+    return signals.degree_normalised(near, how.degree_power)
 
 
 def from_words(texts: Iterable[str], how: Learning) -> dict[str, sparse.csr_matrix]:
@@ -83,7 +95,7 @@ def from_behaviour(
         ease = pool.submit(_ease, liked, how) if liked.nnz and how.ease_items else None
         found = {
             "co_occurrence": pool.submit(_co_occurrence, likes, text, how, together),
-            "smoothed_text": pool.submit(signals.cosine_neighbours, smoothed, m, how.smoothed_power, nearest),
+            "smoothed_text": pool.submit(from_smoothed, smoothed, how, nearest),
             "followers": pool.submit(followers, likes, m),
         }
         if liked.nnz and how.als.n_factors:

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from nightjar.kernels import fitting, fusion, signals
 from nightjar.kernels.likes import Likes
-from nightjar.kernels.relations import OF_TEXTS, Learning, factored, with_unliked
+from nightjar.kernels.relations import OF_TEXTS, Learning, factored, from_smoothed, with_unliked
 from nightjar.kernels.signals import F32, I64
 
 TINY = 1e-12
@@ -70,8 +70,7 @@ def without(
         if name in OF_TEXTS:
             found[name] = relation
         elif name == "smoothed_text":
-            m, power = how.n_neighbours, how.smoothed_power
-            found[name] = signals.cosine_neighbours(smoothed, m, power, nearest)
+            found[name] = from_smoothed(smoothed, how, nearest)
         elif name == "als":
             found[name] = factored(held.known.matrix(), V, how, nearest)
         else:

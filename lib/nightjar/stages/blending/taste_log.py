@@ -148,6 +148,7 @@ def learning(params: LearnTaste) -> Learning:
         params.n_neighbours,
         params.text_power,
         params.smoothed_power,
+        params.degree_power,
         params.ease_items,
         params.ease_ridge,
         params.ease_neighbours,
