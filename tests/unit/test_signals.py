@@ -110,6 +110,14 @@ def test_degrees_are_divided_out_and_the_size_of_values_stays(seed: int, m: int,
     assert np.array_equal(found != 0, dense != 0)
 
 
+def test_a_cosine_too_small_for_its_power_stays_nothing() -> None:
+    S = sparse.csr_matrix((np.array([0, 0.5, 0.5], np.float32), [1, 3, 2], [0, 1, 1, 2, 3]), (4, 4))
+    assert np.allclose(
+        signals.degree_normalised(S).toarray(), [[0] * 4, [0] * 4, [0, 0, 0, 0.5], [0, 0, 0.5, 0]]
+    )
+    assert not signals.degree_normalised(S * 0).toarray().any()
+
+
 def test_of_a_text_on_many_items_each_gets_a_share_of_the_interest() -> None:
     """The item of the history is as near to one item as to each of eight that have the same text."""
     V = np.zeros((11, 4), np.float32)

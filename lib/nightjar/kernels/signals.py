@@ -131,13 +131,15 @@ def degree_normalised(S: sparse.csr_matrix, power: float = 0.5) -> sparse.csr_ma
     item of the history that has many near ones divides what it says among them. With ½ the symmetric
     normalisation of Zhou et al. 2004, "Learning with Local and Global Consistency", and of LightGCN.
     """
-    if not power or not S.nnz:
+    if not power or not S.data.any():
         return S
     sums = S.astype(np.float64)
     row, column = np.asarray(sums.sum(axis=1)).ravel(), np.asarray(sums.sum(axis=0)).ravel()
     unit = float(row[row > 0].mean()) ** (2 * power)
     h = np.repeat(np.arange(S.shape[0]), np.diff(S.indptr))
-    values = on_grid(unit * sums.data / (row[h] * column[S.indices]) ** power)
+    # A power of a cosine may be too small for float32 and stand as 0, alone in its row: no 0 by 0.
+    both = np.maximum(row[h] * column[S.indices], np.finfo(np.float64).tiny)
+    values = on_grid(unit * sums.data / both**power)
     return sparse.csr_matrix((values.astype(np.float32), S.indices, S.indptr), S.shape)
 
 
