@@ -131,10 +131,10 @@ def whitened(config: NightConfig, E: np.ndarray) -> np.ndarray:
 
 
 def shared(S: np.ndarray) -> np.ndarray:
-    """A symmetric relation, each pair divided by the root of all that its two items have."""
+    """A relation, each pair divided by the root of all that the one says and of all that the other is told."""
     S = S - np.diag(np.diag(S))
-    total = S.sum(axis=1)
-    return S * total[total > 0].mean() / np.sqrt(np.maximum(np.outer(total, total), 1e-30))
+    says, told = S.sum(axis=1), S.sum(axis=0)
+    return S * says[says > 0].mean() / np.sqrt(np.maximum(np.outer(says, told), 1e-30))
 
 
 class Blend:
@@ -175,7 +175,7 @@ class Blend:
             "text": shared(cosines(whitened(config, E)) ** params.text_power),
             "smoothed_text": shared(cosines(item_vectors(config, E, weights, num)) ** params.smoothed_power),
             "followers": followers({key: first[key] for key in positive}, n, num),
-            "bm25": bm25(texts),
+            "bm25": shared(bm25(texts)),
             "als": cosines(factors(config, X, whitened(config, E))),
             "ease": np.zeros((n, n)),
         }

@@ -391,7 +391,7 @@ class LearnTaste(Section):
     text_power: float = Field(2.0, gt=0, description="above 1: one near text counts for more than many far")
     smoothed_power: float = Field(3.0, gt=0)
     degree_power: Share = Field(
-        0.5, description="how much both are divided by how many near ones an item has; 0: not at all"
+        0.5, description="how much both and bm25 are divided by how many near ones an item has; 0: not at all"
     )
     ease_items: int = Field(8192, ge=0, description="most liked items that have EASE among them; 0: none")
     ease_ridge: float = Field(

@@ -92,7 +92,7 @@ LEARN_TASTE = Stage(
     "ray",
     reads=(ITEM_TEXT, ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, INTERACTIONS, CO_OCCURRENCE),
     writes=(ITEM_VECTORS, NEIGHBOURS, QUERY_VECTORS),
-    version=7,
+    version=8,
 )
 FIT_BLEND = Stage(
     "fit_blend",

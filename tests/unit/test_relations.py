@@ -54,3 +54,12 @@ def test_the_ridge_of_ease_grows_with_the_root_of_likes_beyond_a_hundred(
     wanted = -inverse / np.diag(inverse)
     np.fill_diagonal(wanted, 0)
     assert np.allclose(found, wanted, atol=2e-4)
+
+
+def test_of_words_on_many_items_each_gets_a_share_of_the_interest() -> None:
+    """Eight kettles of one text and one of its own share a word with the history, and nothing else."""
+    texts = [*["steel kettle"] * 8, "glass kettle", "copper kettle", "a tie", "a scarf"]
+    plain = relations.from_words(texts, Learning(degree_power=0.0))["bm25"].toarray()[9, :9]
+    found = relations.from_words(texts, Learning())["bm25"].toarray()[9, :9]
+    assert np.ptp(plain) < 1e-6 < plain.min()
+    assert np.ptp(found[:8]) == 0 and found[8] > 1.5 * found[0]

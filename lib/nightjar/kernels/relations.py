@@ -29,8 +29,8 @@ FROM_NEWEST = ("followers",)
 @dataclass(frozen=True)
 class Learning:
     """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
-    more than many far ones. degree_power: how much these two are divided by how many near ones an item has
-    (`signals.degree_normalised`). ease_items: as many of the most liked items have EASE among them, which
+    more than many far ones. degree_power: how much these two and words are divided by how many near ones an
+    item has (`signals.degree_normalised`). ease_items: as many of the most liked items have EASE among them, which
     inverts a matrix of that size; ease_ridge: in users, more in a dense log (`denser`); ease_neighbours: kept
     for each item. als: how its factors are found, of 0 there are none. bm25_items: texts at most that a word
     is in to be looked up; 0: no word is. together: how co-occurrence is counted, of the newest `user_likes`
@@ -68,7 +68,8 @@ def from_words(texts: Iterable[str], how: Learning) -> dict[str, sparse.csr_matr
     """The relation `bm25` of the items' texts, in their order; nothing where none is wanted."""
     if not how.bm25_items:
         return {}
-    return {"bm25": bm25(word_counts(texts), how.n_neighbours, how.bm25_items)}
+    by_words = bm25(word_counts(texts), how.n_neighbours, how.bm25_items)
+    return {"bm25": signals.degree_normalised(by_words, how.degree_power)}
 
 
 def from_behaviour(
