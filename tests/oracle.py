@@ -131,7 +131,7 @@ def whitened(config: NightConfig, E: np.ndarray) -> np.ndarray:
 
 
 def shared(S: np.ndarray) -> np.ndarray:
-    """A relation, each pair divided by the root of all that the one says and of all that the other is told."""
+    """A relation, each pair divided by the root of what the one says and the other is told in all."""
     S = S - np.diag(np.diag(S))
     says, told = S.sum(axis=1), S.sum(axis=0)
     return S * says[says > 0].mean() / np.sqrt(np.maximum(np.outer(says, told), 1e-30))

@@ -30,10 +30,10 @@ FROM_NEWEST = ("followers",)
 class Learning:
     """n_neighbours: kept for each item. text_power, smoothed_power: how much one near neighbour counts for
     more than many far ones. degree_power: how much these two and words are divided by how many near ones an
-    item has (`signals.degree_normalised`). ease_items: as many of the most liked items have EASE among them, which
-    inverts a matrix of that size; ease_ridge: in users, more in a dense log (`denser`); ease_neighbours: kept
-    for each item. als: how its factors are found, of 0 there are none. bm25_items: texts at most that a word
-    is in to be looked up; 0: no word is. together: how co-occurrence is counted, of the newest `user_likes`
+    item has (`signals.degree_normalised`). ease_items: as many of the most liked items have EASE among them,
+    which inverts a matrix of that size; ease_ridge: in users, more in a dense log (`denser`);
+    ease_neighbours: kept for each item. als: how its factors are found, of 0 there are none. bm25_items:
+    texts at most that a word is in to be looked up; 0: no word is. together: how co-occurrence is counted, of the newest `user_likes`
     of each user, for its work grows with their square."""
 
     n_neighbours: int = 200
