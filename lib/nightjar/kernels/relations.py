@@ -33,8 +33,8 @@ class Learning:
     item has (`signals.degree_normalised`). ease_items: as many of the most liked items have EASE among them,
     which inverts a matrix of that size; ease_ridge: in users, more in a dense log (`denser`);
     ease_neighbours: kept for each item. als: how its factors are found, of 0 there are none. bm25_items:
-    texts at most that a word is in to be looked up; 0: no word is. together: how co-occurrence is counted, of the newest `user_likes`
-    of each user, for its work grows with their square."""
+    texts at most that a word is in to be looked up; 0: no word is. together: how co-occurrence is counted,
+    of the newest `user_likes` of each user, for its work grows with their square."""
 
     n_neighbours: int = 200
     text_power: float = 2.0
