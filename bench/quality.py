@@ -25,22 +25,25 @@ from numpy.typing import NDArray
 from bench import machine
 from bench.quality_cold import CASES, OURS, Found, cold_table, cold_together
 from bench.quality_data import MIN_EVENTS, Log, Split, embeddings, moment, read_log, split, with_new_items
-from bench.quality_measure import RESAMPLES, Measured, difference, held_against, pooled
-from bench.quality_night import default_config, lists_for, night_of
+from bench.quality_measure import RESAMPLES, Measured, change, difference, held_against, pooled
+from bench.quality_night import BEFORE_RANK, NO_CHANGE, Settings, default_config, lists_for, night_of
 from bench.quality_trials import EASE_ITEMS, Method, methods, tuned
+from nightjar.conf_files import changed
 from nightjar.errors import InputError
 from nightjar.job import guarded
 from nightjar.kernels import taste
 from nightjar.kernels.statistics import bootstrap_mean, paired_difference, paired_ratio
+from nightjar.pipeline import RANK
 from nightjar.stage import Metrics
 from nightjar.tables import BLEND
+from nightjar.variants import Variant, varied
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 TUNED_FROM, TEST_FROM = 0.8, 0.9
 """Quantiles of time at which the validation and the test window begin."""
 TUNING_USERS, TEST_USERS = 2000, 5000
-PARTS = ["ranks", "beside", "withheld", "new"]
-"""Beside the table of warm items: reciprocal ranks, cold items among them, the two tables of cold items."""
+PARTS = ["beside", "withheld", "new"]
+"""Beside the table of warm items: cold items among them, the two tables of cold items."""
 Row = tuple[dict[str, Any], Measured]
 
 
@@ -58,12 +61,14 @@ class Ours:
 class Window:
     """The table of one test window. users: (n,) ids of the evaluated ones; every result has a row for each.
 
-    cold: what was found among cold items, by case; end: what its last line prints.
+    varied: lists of the night with a setting changed; cold: what was found among cold items, by case; end:
+    what its last line prints.
     """
 
     users: NDArray[Any]
     rows: dict[str, Row]
     ours: Row
+    varied: dict[str, Measured]
     cold: dict[str, Found]
     end: dict[str, Any]
 
@@ -74,15 +79,15 @@ def nightjar(
     test: Split,
     available: NDArray[np.bool_],
     root: Path | None = None,
-    **sections: Any,
+    settings: Settings = NO_CHANGE,
 ) -> Ours:
-    """The default night as of the test window, or one with other `sections`; available: (n_items,) bool.
+    """The default night as of the test window, or one with other `settings`; available: (n_items,) bool.
 
     root: where the night stays, so that another one there, with other items available, learns nothing anew.
     """
     with contextlib.ExitStack() as stack:
         root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = default_config(root, **sections)
+        config = changed(default_config(root), settings)
         started = time.process_time()
         night = night_of(log, moment(log, TEST_FROM), available, E, config)
         lists = lists_for(night, test.users)
@@ -91,7 +96,13 @@ def nightjar(
     return Ours(lists, held_against(test, lists), dict(chosen), spent)
 
 
-def run(log: Log, only: Sequence[str], parts: Sequence[str], ease_items: int = EASE_ITEMS) -> Window:
+def run(
+    log: Log,
+    only: Sequence[str],
+    parts: Sequence[str],
+    ease_items: int = EASE_ITEMS,
+    variants: Sequence[Variant] = (),
+) -> Window:
     """The whole table for the newest window of one data set."""
     validation = split(log, TUNED_FROM, TEST_FROM, TUNING_USERS)
     test = split(log, TEST_FROM, 1.0, TEST_USERS)
@@ -116,14 +127,16 @@ def run(log: Log, only: Sequence[str], parts: Sequence[str], ease_items: int = E
         row = (ours.chosen | {"cpu_seconds": round(ours.cpu_seconds)}, ours.found)
         report(OURS, *row)
         end: dict[str, Any] = summary(log.name, rows, row) if rows else {}
-        if "ranks" in parts:
-            fused = nightjar(log, E, test, test.warm, Path(root), rank={"fusion": "reciprocal_ranks"})
-            print(f"fused by reciprocal ranks: {_changed(ours.found, fused.found)}", flush=True)
         if "beside" in parts:
             everything = nightjar(log, E, test, np.ones(log.n_items, bool), Path(root))
             beside_cold_items(ours, everything, with_new_items(log, test, moment(log, TEST_FROM)))
-        cold = cold_table(log, E, V, TEST_FROM, [part for part in parts if part in CASES], Path(root))
-    return Window(log.user_ids[test.users], rows, row, cold, end | cold_end(cold))
+        asked = [part for part in parts if part in CASES]
+        cold = cold_table(log, E, V, TEST_FROM, asked, Path(root), variants)
+        others: dict[str, Measured] = {}
+        for variant in variants:
+            others[variant.name] = nightjar(log, E, test, test.warm, Path(root), variant.settings).found
+            print(f"{variant.name}: {_changed(ours.found, others[variant.name])}", flush=True)
+    return Window(log.user_ids[test.users], rows, row, others, cold, end | cold_end(cold))
 
 
 def together(name: str, windows: Sequence[Window]) -> dict[str, Any]:
@@ -139,6 +152,9 @@ def together(name: str, windows: Sequence[Window]) -> dict[str, Any]:
     print(f"{name}: {len(ours[1].ndcg)} users of {len(windows)} windows ({', '.join(map(str, found))})")
     for method, (_, measured) in [*rows.items(), (OURS, ours)]:
         report(method, {}, measured)
+    for variant in windows[0].varied:
+        other = pooled([(window.users, window.varied[variant]) for window in windows])
+        print(f"{variant}: {_changed(ours[1], other)}", flush=True)
     end = cold_end(cold_together([window.cold for window in windows]))
     return end | (summary(f"{name}, {len(windows)} windows", rows, ours) if rows else {})
 
@@ -155,6 +171,15 @@ def chosen_of(every: Sequence[Method], only: Sequence[str]) -> list[Method]:
         if name not in names:
             raise InputError(f"--only {name}: no single method of that name; there are {', '.join(names)}")
     return [method for method in every if not only or method.name in only]
+
+
+def variants_of(texts: Sequence[str]) -> list[Variant]:
+    """`rank.mmr_lambda=0.9,0.7` as a variant for each value; InputError for what no stage run here reads."""
+    for text in texts:
+        if text.partition(".")[0] not in (*BEFORE_RANK, RANK.name):
+            stages = ", ".join((*BEFORE_RANK, RANK.name))
+            raise InputError(f"--vary {text}: write it as section.key=value,value with one of {stages}")
+    return [variant for text in texts for variant in varied(default_config(Path("none")), text)]
 
 
 def quantile(text: str) -> float:
@@ -183,8 +208,7 @@ def beside_cold_items(ours: Ours, everything: Ours, whole: Split) -> None:
 
 
 def _changed(before: Measured, after: Measured) -> str:
-    more = difference(after.ndcg, before.ndcg)
-    return f"N@20 {before.ndcg.mean():.4f} -> {after.ndcg.mean():.4f}, difference {more}"
+    return f"{change('R@20', before.recall, after.recall)}; {change('N@20', before.ndcg, after.ndcg)}"
 
 
 def report(method: str, params: Mapping[str, Any], found: Measured) -> None:
@@ -281,11 +305,19 @@ def main() -> None:
         default=EASE_ITEMS,
         help="most liked items that the single method EASE has, where there are more; default: %(default)s",
     )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="A.B=V,W",
+        help="also the night with a setting changed, for the same users; repeatable",
+    )
     args = parser.parse_args()
+    variants = variants_of(args.vary)
     windows, before = list[Window](), np.inf
     while len(windows) < args.windows:
         log = read_log(args.data, args.folder, args.until, args.own_clocks, before)
-        windows.append(run(log, args.only, args.parts, args.ease_items))
+        windows.append(run(log, args.only, args.parts, args.ease_items, variants))
         before = moment(log, TEST_FROM)
     end = windows[0].end
     if len(windows) > 1:

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from bench import quality_baselines as single
 from bench.quality_data import Log, Split, evaluated, moment, newly_chosen, pairs
-from bench.quality_measure import by_user, csr, difference, history, lists_of
-from bench.quality_night import default_config, lists_for, night_of
+from bench.quality_measure import by_user, change, csr, difference, history, lists_of
+from bench.quality_night import NO_CHANGE, Settings, default_config, lists_for, night_of
+from nightjar.conf_files import changed
 from nightjar.kernels.metrics import accuracy
+from nightjar.variants import Variant
 
 F32, F64, I64 = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -41,10 +43,13 @@ class Cold:
 
 @dataclass(frozen=True)
 class Found:
-    """users: (n,) ids; rows: method -> Recall@20 and Recall@100 (n,) of each user."""
+    """users: (n,) ids; rows: method -> Recall@20 and Recall@100 (n,) of each user; varied: the same of the
+    night with a setting changed.
+    """
 
     users: NDArray[Any]
     rows: dict[str, tuple[F64, F64]]
+    varied: dict[str, tuple[F64, F64]]
 
 
 def withheld(log: Log, seed: int, among: Mask, name: str = "withheld") -> Cold:
@@ -79,15 +84,17 @@ def recalls(case: Cold, lists: I64) -> tuple[F64, F64]:
     return values["Recall@20"], values["Recall@100"]
 
 
-def ours(case: Cold, E: F32, root: Path | None = None) -> I64:
+def ours(case: Cold, E: F32, root: Path | None = None, settings: Settings = NO_CHANGE) -> I64:
     """The default night with the cold items alone available, lists of 100.
 
-    root: where a night as of the same t0 was run, of which this one learns nothing anew.
+    root: where a night as of the same t0 was run, of which this one learns nothing anew; settings: what is
+    not as the default has it.
     """
     with contextlib.ExitStack() as stack:
         root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sizes: dict[str, Any] = {"rank": {"k": KS[-1]}, "retrieve": {"k_prime": KS[-1]}}
-        night = night_of(case.known, case.t0, case.held.warm, E, default_config(root, **sizes))
+        config = changed(default_config(root, **sizes), settings)
+        night = night_of(case.known, case.t0, case.held.warm, E, config)
         return lists_for(night, case.held.users)
 
 
@@ -114,12 +121,18 @@ def singles(log: Log, V: F32) -> dict[str, list[Fit]]:
 
 
 def cold_table(
-    log: Log, E: F32, V: F32, test_from: float, names: Sequence[str], root: Path
+    log: Log,
+    E: F32,
+    V: F32,
+    test_from: float,
+    names: Sequence[str],
+    root: Path,
+    variants: Sequence[Variant] = (),
 ) -> dict[str, Found]:
     """Prints Recall@20 and @100 among cold items for us and the usual answers, and returns them by case.
 
     Single methods are tuned on another fifth, withheld from what remains. names: of CASES; root: where the
-    night as of the quantile `test_from` is.
+    night as of the quantile `test_from` is; variants: other nights, held against the default one.
     """
     if not names:
         return {}
@@ -146,10 +159,13 @@ def cold_table(
         for name, fit in best.items():
             rows[name] = recalls(case, by_scorer(case, fit(_fitted_on(case))))
             _line(case.name, name, rows[name])
-        rows[OURS] = recalls(case, ours(case, E, root if case.name == "new" else None))
-        _line(case.name, OURS, rows[OURS])
-        found[case.name] = Found(log.user_ids[case.held.users], rows)
-        _beside_the_best(case.name, rows)
+        with contextlib.ExitStack() as stack:
+            at = root if case.name == "new" else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            rows[OURS] = recalls(case, ours(case, E, at))
+            _line(case.name, OURS, rows[OURS])
+            others = {one.name: recalls(case, ours(case, E, at, one.settings)) for one in variants}
+        found[case.name] = Found(log.user_ids[case.held.users], rows, others)
+        _compared(case.name, found[case.name])
     return found
 
 
@@ -158,16 +174,28 @@ def cold_together(windows: Sequence[Mapping[str, Found]]) -> dict[str, Found]:
     found: dict[str, Found] = {}
     for name in dict.fromkeys(name for window in windows for name in window):
         there = [window[name] for window in windows if name in window]
-        ids, rows = [one.users for one in there], dict[str, tuple[F64, F64]]()
-        for method in there[0].rows:
-            at_20, at_100 = (by_user(ids, [one.rows[method][at] for one in there]) for at in (0, 1))
-            rows[method] = at_20, at_100
-        found[name] = Found(np.unique(np.concatenate(ids)), rows)
+        ids = [one.users for one in there]
+        rows = _of_all(ids, [one.rows for one in there])
+        varied = _of_all(ids, [one.varied for one in there])
+        found[name] = Found(np.unique(np.concatenate(ids)), rows, varied)
         print(f"{name}: {len(found[name].users)} users of {len(there)} windows", flush=True)
         for method, values in rows.items():
             _line(name, method, values)
-        _beside_the_best(name, rows)
+        _compared(name, found[name])
     return found
+
+
+def _of_all(
+    ids: Sequence[NDArray[Any]], windows: Sequence[Mapping[str, tuple[F64, F64]]]
+) -> dict[str, tuple[F64, F64]]:
+    """Recall@20 and Recall@100 by method of all windows together."""
+    return {
+        method: (
+            by_user(ids, [one[method][0] for one in windows]),
+            by_user(ids, [one[method][1] for one in windows]),
+        )
+        for method in windows[0]
+    }
 
 
 def _fitted_on(case: Cold) -> Split:
@@ -182,11 +210,14 @@ def _line(case: str, method: str, values: tuple[F64, F64]) -> None:
     print(f"cold {case:9s} {method:20s} R@20 {at_20:.4f}  R@100 {at_100:.4f}", flush=True)
 
 
-def _beside_the_best(case: str, rows: Mapping[str, tuple[F64, F64]]) -> None:
-    """The best is chosen by its figure on the test itself, which favours it."""
+def _compared(case: str, found: Found) -> None:
+    """Beside the best single method, chosen by its figure on the test itself, which favours it; and beside
+    the night with a setting changed."""
+    mine, others = found.rows[OURS], {name: row for name, row in found.rows.items() if name != OURS}
     for at, k in enumerate(KS):
-        best = max((name for name in rows if name != OURS), key=lambda name: rows[name][at].mean())
-        if len(rows[OURS][at]) < 2:
-            return
-        more = difference(rows[OURS][at], rows[best][at])
+        best = max(others, key=lambda name: others[name][at].mean())
+        more = difference(mine[at], others[best][at])
         print(f"cold {case:9s} Nightjar more than {best} at {k}: {more}", flush=True)
+    for name, other in found.varied.items():
+        told = "; ".join(change(f"R@{k}", mine[at], other[at]) for at, k in enumerate(KS))
+        print(f"cold {case:9s} {name}: {told}", flush=True)

@@ -74,8 +74,15 @@ def by_user(ids: Sequence[NDArray[Any]], values: Sequence[F64]) -> F64:
 
 def difference(ours: F64, theirs: F64) -> str:
     """What the first has more than the second for the same users (n,), with its 95% interval, as a text."""
+    if len(ours) < 2:
+        return f"{float(np.mean(ours - theirs)):+.4f}"
     gap = paired_difference(ours, theirs, RESAMPLES, 0)
     return f"{gap.difference:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+
+
+def change(metric: str, before: F64, after: F64) -> str:
+    """From which mean to which, and by how much, for the same users (n,), as a text."""
+    return f"{metric} {before.mean():.4f} -> {after.mean():.4f}, {difference(after, before)}"
 
 
 def lists_of(held: Split, scores: Callable[[I64], NDArray[np.floating]], k: int = K) -> I64:

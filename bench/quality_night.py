@@ -8,7 +8,7 @@ process. A test holds the lists of a real night equal to these.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -46,6 +46,9 @@ F32, F64, I64, Mask = NDArray[np.float32], NDArray[np.float64], NDArray[np.int64
 DS = date(2020, 1, 1)
 """The night's date: the log's moment t0 is put at its end, since only differences of time count."""
 MICROS_A_DAY = 86_400e6
+Settings = Mapping[tuple[str, ...], Any]
+"""Keys of the configuration, by their path, that are not as the default has them."""
+NO_CHANGE: Settings = {}
 BEFORE_RANK = ("relate_items", "learn_taste", "fit_blend", "aggregate_users", "build_index", "retrieve")
 
 

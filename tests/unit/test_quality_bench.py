@@ -15,7 +15,7 @@ from scipy import sparse
 
 from bench import quality
 from bench.quality_data import MIN_EVENTS, Log, moment, read_log, split
-from bench.quality_measure import Measured, pooled
+from bench.quality_measure import Measured, held_against, pooled
 from bench.quality_night import Pairs, default_config, lists_for, night_of
 from bench.quality_trials import Method, methods
 from nightjar.job import guarded
@@ -186,6 +186,26 @@ def test_windows_follow_each_other_and_are_measured_together(
     assert [row["users"] for row in rows[-3:]] == [len(everybody)] * 3
 
 
+def test_a_setting_that_varies_is_held_against_the_default_for_the_same_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(quality, "embeddings", lambda log: planted()[1][: log.n_items])
+    log = read_log(str(written(tmp_path)))
+    (variant,) = quality.variants_of(["rank.k=1"])
+    window = quality.run(log, ["popular"], ["withheld"], variants=[variant])
+    said = capsys.readouterr().out
+    test = split(log, quality.TEST_FROM, 1.0, quality.TEST_USERS)
+    firsts = quality.nightjar(log, planted()[1][: log.n_items], test, test.warm).lists[:, :1]
+    fewer = held_against(test, firsts)
+    assert np.array_equal(window.varied["rank.k=1"].recall, fewer.recall)
+    assert 0 < fewer.recall.mean() < window.ours[1].recall.mean()
+    assert f"rank.k=1: R@20 {window.ours[1].recall.mean():.4f} -> {fewer.recall.mean():.4f}, " in said
+    cold = window.cold["withheld"]
+    assert (cold.varied["rank.k=1"][0] <= cold.rows["Nightjar"][0]).all()
+    assert f"cold withheld  rank.k=1: R@20 {cold.rows['Nightjar'][0].mean():.4f} -> " in said
+
+
 def test_milliseconds_are_read_as_such(tmp_path: Path) -> None:
     events = pq.read_table(written(tmp_path) / "interactions.parquet").to_pandas()
     logs = []
@@ -213,6 +233,8 @@ def test_items_without_a_text_have_an_empty_one(tmp_path: Path) -> None:
         ),
         (["--data", "FOLDER", "--until", "1.5"], "1.5 is no share of the log's time"),
         (["--data", "FOLDER", "--ease-items", "0"], "0 is no whole number of 1 or more"),
+        (["--data", "FOLDER", "--vary", "weigh_events.text_cap=3"], "with one of relate_items, learn_taste"),
+        (["--data", "FOLDER", "--vary", "rank.mmr=3"], "rank.mmr"),
         (["--data", "FOLDER", "--windows", "two"], "two is no whole number of 1 or more"),
         (
             ["--data", "NO_TEXT"],
