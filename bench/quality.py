@@ -174,12 +174,9 @@ def chosen_of(every: Sequence[Method], only: Sequence[str]) -> list[Method]:
 
 
 def variants_of(texts: Sequence[str]) -> list[Variant]:
-    """`rank.mmr_lambda=0.9,0.7` as a variant for each value; InputError for what no stage run here reads."""
-    for text in texts:
-        if text.partition(".")[0] not in (*BEFORE_RANK, RANK.name):
-            stages = ", ".join((*BEFORE_RANK, RANK.name))
-            raise InputError(f"--vary {text}: write it as section.key=value,value with one of {stages}")
-    return [variant for text in texts for variant in varied(default_config(Path("none")), text)]
+    """What `--vary` asks for, of the stages that run here; ConfigError for anything else."""
+    config, names = default_config(Path("none")), (*BEFORE_RANK, RANK.name)
+    return [variant for text in texts for variant in varied(config, text, names)]
 
 
 def quantile(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,18 +83,16 @@ def recalls(case: Cold, lists: I64) -> tuple[F64, F64]:
     return values["Recall@20"], values["Recall@100"]
 
 
-def ours(case: Cold, E: F32, root: Path | None = None, settings: Settings = NO_CHANGE) -> I64:
+def ours(case: Cold, E: F32, root: Path, settings: Settings = NO_CHANGE) -> I64:
     """The default night with the cold items alone available, lists of 100.
 
-    root: where a night as of the same t0 was run, of which this one learns nothing anew; settings: what is
-    not as the default has it.
+    root: where it is run; of a night there as of the same t0 it learns nothing anew; settings: what is not as
+    the default has it.
     """
-    with contextlib.ExitStack() as stack:
-        root = root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        sizes: dict[str, Any] = {"rank": {"k": KS[-1]}, "retrieve": {"k_prime": KS[-1]}}
-        config = changed(default_config(root, **sizes), settings)
-        night = night_of(case.known, case.t0, case.held.warm, E, config)
-        return lists_for(night, case.held.users)
+    sizes: dict[str, Any] = {"rank": {"k": KS[-1]}, "retrieve": {"k_prime": KS[-1]}}
+    config = changed(default_config(root, **sizes), settings)
+    night = night_of(case.known, case.t0, case.held.warm, E, config)
+    return lists_for(night, case.held.users)
 
 
 def by_scorer(case: Cold, score: single.Scorer) -> I64:
@@ -159,8 +156,8 @@ def cold_table(
         for name, fit in best.items():
             rows[name] = recalls(case, by_scorer(case, fit(_fitted_on(case))))
             _line(case.name, name, rows[name])
-        with contextlib.ExitStack() as stack:
-            at = root if case.name == "new" else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with tempfile.TemporaryDirectory() as aside:
+            at = root if case.name == "new" else Path(aside)
             rows[OURS] = recalls(case, ours(case, E, at))
             _line(case.name, OURS, rows[OURS])
             others = {one.name: recalls(case, ours(case, E, at, one.settings)) for one in variants}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ COLD = "cold_"
 """Prefix of a source's weight for items that nobody liked yet."""
 FADING = ("history_days", "history_floor", "recency_days")
 """Rows of the blend table that are no weight."""
+BEFORE_PUBLISH = tuple(stage.name for stage in NIGHT if stage is not PUBLISH)
 ONLY_WEIGHED = ("weight", "half_life_days", "negative", "value_weight", "words")
 """Keys of a scene or kind of event that cleaning does not look at."""
 
@@ -74,11 +75,13 @@ def _unheard(name: str, place: tuple[str, ...]) -> Variant:
     return Variant(name, WEIGH_EVENTS, {("clean_events", "scenes", *place, "weight"): 0.0})
 
 
-def varied(config: NightConfig, text: str) -> list[Variant]:
-    """`rank.mmr_lambda=0.9,0.7` as a variant for each value; ConfigError for what no configuration allows."""
+def varied(config: NightConfig, text: str, names: Sequence[str] = BEFORE_PUBLISH) -> list[Variant]:
+    """`rank.mmr_lambda=0.9,0.7` as a variant for each value; ConfigError for what no configuration allows.
+
+    names: of the stages whose settings may vary.
+    """
     key, equals, values = text.partition("=")
     key = key.strip()
-    names = [stage.name for stage in NIGHT if stage is not PUBLISH]
     if not equals or key.partition(".")[0] not in names:
         raise ConfigError(
             f"--vary {text}: write it as section.key=value,value with one of {', '.join(names)}"
